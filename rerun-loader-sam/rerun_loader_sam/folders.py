@@ -1,0 +1,61 @@
+"""This user's folders. Standard library only: the loader's start imports it."""
+
+import os
+import stat
+import sys
+from pathlib import Path
+
+from rerun_loader_sam.errors import UserError
+
+_NAME = "rerun-loader-sam"
+
+
+def _base(variable: str, macos: str, other: str) -> Path:
+    """The base folder that `variable` (XDG base directory specification) names, else the platform's own."""
+    value = os.environ.get(variable, "")
+    if value and Path(value).is_absolute():
+        return Path(value)
+    if sys.platform == "darwin":
+        return Path.home() / macos
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    return Path.home() / other
+
+
+def cache_dir() -> Path:
+    """Checkpoints and results: what can be made again."""
+    return _base("XDG_CACHE_HOME", "Library/Caches", ".cache") / _NAME
+
+
+def config_dir() -> Path:
+    """`config.toml`."""
+    return _base("XDG_CONFIG_HOME", "Library/Application Support", ".config") / _NAME
+
+
+def runtime_dir() -> Path:
+    """Sockets, locks and claims: what does not outlive a login.
+
+    Without XDG_RUNTIME_DIR it lies in the cache folder, not in /tmp: nobody else can take the name first.
+    """
+    value = os.environ.get("XDG_RUNTIME_DIR", "")
+    if value and os.access(value, os.W_OK):
+        return Path(value) / _NAME
+    return cache_dir() / "run"
+
+
+def ensure_private(folder: Path) -> Path:
+    """Make `folder` (mode 0700) where it does not exist yet, and return it.
+
+    Raises UserError where it cannot be made, or belongs to another user.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+        if hasattr(os, "getuid"):
+            if status.st_uid != os.getuid():
+                raise UserError(f"{folder} belongs to user id {status.st_uid}, not to you: remove it or choose another")
+            if stat.S_IMODE(status.st_mode) & 0o077:
+                folder.chmod(0o700)
+    except OSError as error:
+        raise UserError(f"cannot use the folder {folder}: {error.strerror or error}") from error
+    return folder
