@@ -53,7 +53,9 @@ def ensure_private(folder: Path) -> Path:
         status = folder.stat()
         if hasattr(os, "getuid"):
             if status.st_uid != os.getuid():
-                raise UserError(f"{folder} belongs to user id {status.st_uid}, not to you: remove it or choose another")
+                raise UserError(
+                    f"{folder} belongs to user id {status.st_uid}, not to you: remove it or choose another"
+                )
             if stat.S_IMODE(status.st_mode) & 0o077:
                 folder.chmod(0o700)
     except OSError as error:

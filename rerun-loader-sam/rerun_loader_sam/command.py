@@ -1,0 +1,87 @@
+"""The loader's command line: from arguments, for a path that is ours, to an exit code."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rerun_loader_sam import __version__
+from rerun_loader_sam.claims import claim
+from rerun_loader_sam.errors import UserError
+from rerun_loader_sam.loader import ERROR, NOT_MINE, say
+from rerun_loader_sam.output import RrdFile, RrdPipe
+from rerun_loader_sam.protocol import Request, add_protocol_arguments, request_from
+from rerun_loader_sam.settings import Settings, load_settings
+
+USAGE = 2
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the loader with a command line and return its exit code: 0, 1 an error, 2 wrong usage, 66 not ours."""
+    parser = _parser()
+    parsed, unknown = parser.parse_known_args(arguments)
+    try:
+        request = request_from(parsed)
+    except ValueError as error:
+        parser.error(str(error))
+    if unknown and request.recording_id is None:
+        # A viewer of the future may pass what it likes; a person wants to hear of a slip.
+        say(f"ignored: {' '.join(unknown)}")
+    if not parsed.save and sys.stdout.isatty():
+        say("RRD is not for a terminal: pipe it on with `| rerun -`, or write it with --save out.rrd")
+        return USAGE
+    left_out: frozenset[str] = frozenset()
+    error_fd = 2
+    try:
+        settings = load_settings()
+        if request.recording_id is not None:
+            claimed = claim(Path(sys.argv[0]).name, request.path, request.recording_id)
+            if claimed is None:
+                return NOT_MINE
+            left_out = claimed
+        output = RrdFile(Path(parsed.save)) if parsed.save else RrdPipe()
+        error_fd = output.error_fd
+        try:
+            _segment(request, settings, output, left_out)
+            output.finish()
+        except BaseException:
+            output.abort()
+            raise
+    except UserError as error:
+        say(str(error), error_fd)
+        return ERROR
+    except Exception as error:
+        say(f"{request.path}: internal error, {type(error).__name__}: {error}; please report it", error_fd)
+        return ERROR
+    return 0
+
+
+def _segment(request: Request, settings: Settings, output: RrdFile | RrdPipe, left_out: frozenset[str]) -> None:
+    # Rerun takes a good part of a second to import, and torch, inside, seconds.
+    os.environ.pop("RERUN", None)  # it would switch logging off
+    from rerun_loader_sam.job import Job
+    from rerun_loader_sam.segmenter import Segmenter
+
+    is_watched = os.isatty(output.error_fd)
+
+    def report(text: str, level: str) -> None:
+        if is_watched:
+            say(text if level == "INFO" else f"{level}: {text}", output.error_fd)
+
+    Job(request, settings, Segmenter(settings), output.write, report).run(left_out)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Segment an image, or the images of a folder, with Segment Anything, and write the image, "
+        "its masks and boxes as a Rerun recording (RRD) to standard output.",
+        epilog="Rerun viewers run this by themselves. By hand: rerun-loader-sam photo.jpg | rerun -   or   "
+        "rerun-loader-sam photo.jpg --save out.rrd",
+        allow_abbrev=False,
+    )
+    parser.add_argument("path", help="an image, or a folder of images")
+    parser.add_argument("--save", metavar="FILE", help="write the recording to this file instead")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    add_protocol_arguments(parser)
+    return parser

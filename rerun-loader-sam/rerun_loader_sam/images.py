@@ -1,0 +1,109 @@
+"""Reading an image file: what the viewer shows of it, and what the model sees."""
+
+import dataclasses
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from rerun_loader_sam.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedImage:
+    """An image, upright.
+
+    pixels: what is shown: (H, W) uint8, uint16 or float32 for grey, (H, W, 3) or (H, W, 4) uint8 for colour.
+    rgb: what the model sees: (H, W, 3) uint8; transparency lies on white, deep grey is stretched to 8 bits.
+    note: what a person may want to know of the conversion, or empty.
+    """
+
+    pixels: NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.float32]
+    rgb: NDArray[np.uint8]
+    color_model: Literal["L", "RGB", "RGBA"]
+    note: str
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        height, width = self.rgb.shape[:2]
+        return height, width
+
+
+def load_image(path: Path, max_megapixels: float) -> LoadedImage:
+    """Read the first frame of any image that Pillow reads, oriented by its EXIF data.
+
+    Raises UserError where the file cannot be read or has more than `max_megapixels` million pixels.
+    """
+    # Our own limit, which a person can set, stands in for Pillow's fixed one.
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about odd metadata; what cannot be read raises
+            with Image.open(path) as image:
+                _check_size(path, image, max_megapixels)
+                frames = getattr(image, "n_frames", 1) if image.format in ("GIF", "PNG", "WEBP", "TIFF") else 1
+                image.load()
+                return _convert(ImageOps.exif_transpose(image), frames)
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is not there any more; nothing was segmented") from error
+    except PermissionError as error:
+        raise UserError(f"{path} cannot be opened: permission denied; nothing was segmented") from error
+    except MemoryError as error:
+        raise UserError(f"{path} is too large for this machine's memory; nothing was segmented") from error
+    except Exception as error:  # Pillow's readers raise whatever their parsing happens to: struct.error, KeyError, …
+        reason = "no reader for this format" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise UserError(
+            f"{path} cannot be read as an image ({reason or type(error).__name__}); nothing was segmented, "
+            "check the file or convert it to PNG"
+        ) from error
+
+
+def _check_size(path: Path, image: Image.Image, max_megapixels: float) -> None:
+    megapixels = image.width * image.height / 1e6
+    if megapixels > max_megapixels:
+        raise UserError(
+            f"{path} has {megapixels:.0f} megapixels, more than the {max_megapixels:g} allowed; nothing was "
+            "segmented, raise RERUN_SAM_MAX_MEGAPIXELS if it is meant"
+        )
+
+
+def _convert(image: Image.Image, frames: int) -> LoadedImage:
+    notes = [f"first of {frames} frames"] if frames > 1 else []
+    if image.mode.startswith("I") or image.mode == "F":
+        deep = np.asarray(image)
+        is_16_bit = image.mode.startswith("I;16")
+        values = deep.astype(np.uint16) if is_16_bit else deep.astype(np.float32)
+        notes.append(f"{'16' if is_16_bit else '32'}-bit grey, stretched to 8 bits for the model")
+        return LoadedImage(values, _stretched(values), "L", ", ".join(notes))
+    if image.mode in ("1", "L"):
+        grey = np.asarray(image.convert("L"))
+        return LoadedImage(grey, np.repeat(grey[:, :, None], 3, axis=2), "L", ", ".join(notes))
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        rgba = (
+            image.convert("RGBA")
+            if image.mode not in ("La", "RGBa")
+            else image.convert(image.mode.upper()).convert("RGBA")
+        )
+        backdrop = Image.new("RGBA", rgba.size, "white")
+        rgb = np.asarray(Image.alpha_composite(backdrop, rgba).convert("RGB"))
+        notes.append("transparency on white for the model")
+        return LoadedImage(np.asarray(rgba), rgb, "RGBA", ", ".join(notes))
+    if image.mode not in ("RGB", "P"):
+        notes.append(f"{image.mode} converted to RGB")
+    rgb = np.asarray(image.convert("RGB"))
+    return LoadedImage(rgb, rgb, "RGB", ", ".join(notes))
+
+
+def _stretched(values: NDArray[np.uint16] | NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Grey values from their smallest to their largest finite one as (H, W, 3) uint8 from 0 to 255."""
+    finite = np.isfinite(values)
+    low, high = (float(values[finite].min()), float(values[finite].max())) if finite.any() else (0.0, 0.0)
+    scale = 255.0 / (high - low) if high > low else 0.0
+    grey = (np.nan_to_num(values.astype(np.float32), nan=low, posinf=high, neginf=low) - low) * scale
+    return np.repeat(np.clip(grey, 0, 255).astype(np.uint8)[:, :, None], 3, axis=2)

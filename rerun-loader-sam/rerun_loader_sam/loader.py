@@ -1,0 +1,43 @@
+"""`rerun-loader-sam` and `rerun-importer-sam`: what a viewer runs for every opened file.
+
+At the top only what costs next to nothing is imported: most files are not ours, and then all this does is decline.
+"""
+
+import os
+import sys
+
+from rerun_loader_sam.sniff import OTHER, kind_of
+
+NOT_MINE = 66  # of the protocol: a loader that does not know this kind of file
+ERROR = 1
+
+
+def main() -> None:
+    """Run as a command; ends the process with the exit code that the protocol asks for."""
+    arguments = sys.argv[1:]
+    if arguments and not arguments[0].startswith("-"):
+        try:
+            kind = kind_of(arguments[0])
+        except OSError as error:
+            say(f"{arguments[0]}: {(error.strerror or str(error)).lower()}; nothing was segmented")
+            sys.exit(ERROR)
+        if kind == OTHER:
+            if sys.stderr is not None and sys.stderr.isatty():
+                say(f"{arguments[0]} is no image and no folder that holds one; left alone")
+            sys.exit(NOT_MINE)
+
+    from rerun_loader_sam.command import run
+
+    sys.exit(run(arguments))
+
+
+def say(text: str, fd: int = 2) -> None:
+    """Write one line to a person, in an encoding that cannot fail, past whatever sys.stderr may be."""
+    try:
+        os.write(fd, f"rerun-loader-sam: {text}\n".encode("utf-8", "surrogateescape"))
+    except OSError:  # nobody listens
+        return
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What is logged to Rerun. Knows Rerun and numpy, never torch."""

@@ -1,0 +1,98 @@
+"""What goes where in the recording: entity paths, archetypes and the layout."""
+
+from typing import Literal
+
+import numpy as np
+import rerun as rr
+import rerun.blueprint as rrb
+from numpy.typing import NDArray
+
+from rerun_loader_sam.masks import Mask
+from rerun_loader_sam.recording.layers import class_color, class_image, mask_tensor, tensor_step
+from rerun_loader_sam.recording.stream import Recording
+
+TIMELINE = "image"
+IMAGE, MASKS, BOXES, TENSOR, LOGS, DESCRIPTION = (
+    "image",
+    "image/masks",
+    "image/boxes",
+    "mask_tensor",
+    "logs",
+    "description",
+)
+MASK_OPACITY = 0.5
+
+
+def log_image(recording: Recording, pixels: NDArray[np.generic], color_model: Literal["L", "RGB", "RGBA"]) -> None:
+    """Log the image: (H, W) or (H, W, 3 or 4), with `color_model` L, RGB or RGBA."""
+    recording.log(IMAGE, rr.Image(pixels, color_model=color_model))
+
+
+def log_blueprint(recording: Recording) -> None:
+    """Send the default layout: the image with masks and boxes large, log and description below."""
+    recording.send_blueprint(
+        rrb.Blueprint(
+            rrb.Vertical(
+                rrb.Spatial2DView(name="Image and masks", origin=f"/{recording.path(IMAGE)}"),
+                rrb.Horizontal(
+                    rrb.TextLogView(name="Log", origin=f"/{recording.path(LOGS)}"),
+                    rrb.TextDocumentView(name="Description", origin=f"/{recording.path(DESCRIPTION)}"),
+                    column_shares=[2, 1],
+                ),
+                row_shares=[3, 1],
+            ),
+            auto_views=False,
+        )
+    )
+
+
+def log_text(recording: Recording, text: str, level: str = "INFO") -> None:
+    """Log one line for the person; `level` is INFO, WARN or ERROR."""
+    recording.log(LOGS, rr.TextLog(text, level=level))
+
+
+def log_description(recording: Recording, markdown: str) -> None:
+    """Log what this recording is, for good."""
+    recording.log(DESCRIPTION, rr.TextDocument(markdown, media_type="text/markdown"), static=True)
+
+
+def log_annotations(recording: Recording, mask_count: int) -> None:
+    """Log a colour and a label for each mask number up to `mask_count`."""
+    background = rr.AnnotationInfo(id=0, label="no mask", color=(0, 0, 0, 0))
+    masks = [
+        rr.AnnotationInfo(id=number, label=f"mask {number}", color=class_color(number))
+        for number in range(1, mask_count + 1)
+    ]
+    recording.log(IMAGE, rr.AnnotationContext([background, *masks]), static=True)
+
+
+def log_masks(recording: Recording, masks: list[Mask], size_hw: tuple[int, int], tensor_limit_bytes: float) -> int:
+    """Log the masks as a class image, boxes and a tensor; mask numbers count from 1 in the order of `masks`.
+
+    Returns the whole number by which the tensor was reduced to stay within `tensor_limit_bytes`.
+    """
+    recording.log(MASKS, rr.SegmentationImage(class_image(masks, size_hw), opacity=MASK_OPACITY))
+    log_boxes(recording, masks)
+    recording.flush()
+    step = tensor_step(size_hw, len(masks), tensor_limit_bytes)
+    planes = mask_tensor(masks, size_hw, step)
+    recording.log(TENSOR, rr.Tensor(planes, dim_names=("height", "width", "mask")))
+    return step
+
+
+def log_boxes(recording: Recording, masks: list[Mask]) -> None:
+    """Log a box for each mask, with its number as class id and its scores as components of its own."""
+    recording.log(
+        BOXES,
+        rr.Boxes2D(
+            array=np.array([mask.bbox_xywh for mask in masks], np.float32).reshape(-1, 4),
+            array_format=rr.Box2DFormat.XYWH,
+            class_ids=np.arange(1, len(masks) + 1, dtype=np.uint16),
+            show_labels=False,
+        ),
+        rr.AnyValues(
+            area=np.array([mask.area for mask in masks], np.int64),
+            predicted_iou=np.array([mask.predicted_iou for mask in masks], np.float32),
+            stability_score=np.array([mask.stability_score for mask in masks], np.float32),
+        ),
+    )

@@ -1,0 +1,98 @@
+"""One recording as a stream of RRD bytes."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import rerun as rr
+
+from rerun_loader_sam.protocol import Request, Time
+
+SDK_VERSION = tuple(int(part) for part in re.findall(r"\d+", rr.__version__)[:3])
+_MAX_APPLICATION_ID = 180
+
+
+class Recording:
+    """Logs to the recording that a request names; `send` is called with whole RRD streams."""
+
+    def __init__(self, request: Request, send: Callable[[bytes], None]) -> None:
+        self._send = send
+        self._is_static = request.is_static
+        self._prefix = entity_path_prefix(request)
+        self._stream = rr.RecordingStream(
+            application_id(request),
+            recording_id=request.opened_recording_id or request.recording_id,
+            default_enabled=True,
+            # The properties of a recording that is open already are not ours to set.
+            send_properties=not request.is_into_opened,
+        )
+        self._bytes = rr.binary_stream(recording=self._stream)
+        for time in request.times:
+            self._set_time(time)
+
+    def path(self, entity_path: str) -> str:
+        """`entity_path` below the prefix of this recording."""
+        return f"{self._prefix}/{entity_path}" if self._prefix else entity_path
+
+    def set_sequence(self, timeline: str, value: int) -> None:
+        """Set the time of what is logged from here on."""
+        self._stream.set_time(timeline, sequence=value)
+
+    def log(self, entity_path: str, *archetypes: rr.AsComponents, static: bool = False) -> None:
+        """Log to `entity_path` below the prefix."""
+        self._stream.log(self.path(entity_path), *archetypes, static=static or self._is_static)
+
+    def send_blueprint(self, blueprint: rr.blueprint.Blueprint) -> None:
+        """Make `blueprint` the default of this application; a layout that the person made stays."""
+        rr.send_blueprint(blueprint, make_active=False, make_default=True, recording=self._stream)
+
+    def flush(self) -> None:
+        """Send what was logged so far."""
+        content = self._bytes.read()
+        if content:
+            self._send(content)
+
+    def _set_time(self, time: Time) -> None:
+        match time.kind:
+            case "sequence":
+                self._stream.set_time(time.timeline, sequence=time.value)
+            case "duration":
+                self._stream.set_time(time.timeline, duration=np.timedelta64(time.value, "ns"))
+            case "timestamp":
+                self._stream.set_time(time.timeline, timestamp=np.datetime64(time.value, "ns"))
+
+
+def application_id(request: Request) -> str:
+    """The application to log under: the opened one, else the viewer's word, else what the viewer would choose.
+
+    Viewers that pass no application id (up to 0.24) name the recording after the path as it was given. An SDK
+    from 0.36 on accepts some characters only, as do the viewers of that time.
+    """
+    chosen = request.opened_application_id if request.is_into_opened else request.application_id
+    if SDK_VERSION >= (0, 36):
+        text = chosen or request.path.stem or request.path.resolve().name
+        return re.sub(r"[^A-Za-z0-9_\- \[\]:]", "_", text)[:_MAX_APPLICATION_ID] or "image"
+    return printable(chosen or str(request.path))
+
+
+def entity_path_prefix(request: Request) -> str:
+    """What to log everything below.
+
+    In a recording that is open already everything goes below the path of the file, as Rerun's own image loader
+    does it, so that several images, and what the recording held before, stay apart.
+    """
+    parts = [request.entity_path_prefix.strip("/")]
+    if request.is_into_opened:
+        parts += [_escaped(part) for part in Path(request.path).parts if part != request.path.anchor]
+    return "/".join(part for part in parts if part)
+
+
+def _escaped(part: str) -> str:
+    """One part of an entity path, with what Rerun's syntax needs escaped."""
+    return re.sub(r"([^\w\-.])", r"\\\1", printable(part), flags=re.ASCII)
+
+
+def printable(text: str) -> str:
+    """`text` without the lone surrogates that stand for bytes of a file name that are no UTF-8."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
