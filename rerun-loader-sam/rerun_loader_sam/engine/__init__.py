@@ -1,0 +1,1 @@
+"""Automatic mask generation for Segment Anything: torch, and nothing of Rerun."""

@@ -1,0 +1,227 @@
+"""Everything in an image: grid prompts, filters, duplicates removed. The drop-in for upstream's generator."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from segment_anything.modeling import Sam
+
+from rerun_loader_sam.engine.geometry import Crop, crops, is_cut_off, layer_point_grids, model_input_hw
+from rerun_loader_sam.engine.reference import ReferenceImage
+from rerun_loader_sam.engine.suppression import suppress_duplicates
+from rerun_loader_sam.masks import Mask, box_xyxy_of_rle, encode_rle
+
+Strategy = Literal["exhaustive", "adaptive"]
+OutputMode = Literal["binary_mask", "uncompressed_rle", "coco_rle"]
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        stage: `encode` (the image goes through the encoder), `prompts` (masks come), `done` (the last one).
+        done: Prompts answered or found unnecessary so far.
+        total: All prompts of the run.
+        masks: At `prompts`, what came up since the last report: provisional, a better one may still replace
+            them. At `done`, all masks that stay, best first.
+    """
+
+    stage: Literal["encode", "prompts", "done"]
+    done: int
+    total: int
+    masks: list[Mask]
+
+
+class AutomaticMaskGenerator:
+    """Masks of everything in an image; a drop-in for `segment_anything.SamAutomaticMaskGenerator`.
+
+    Args:
+        model: Any `Sam` of segment_anything, on any device.
+        points_per_side: Prompts along a side of the grid; None if `point_grids` is given.
+        points_per_batch: The most prompts that are decoded at once.
+        pred_iou_thresh: Masks stay whose predicted IoU is above this, 0 to 1; 0 keeps all.
+        stability_score_thresh: Masks stay whose stability score is at least this, 0 to 1; 0 keeps all.
+        stability_score_offset: How far the logit threshold is moved for the stability score.
+        box_nms_thresh: Of masks whose boxes overlap by more than this IoU the best one stays.
+        crop_n_layers: Layers of crops (of 2**i x 2**i each) that are segmented beside the image itself.
+        crop_nms_thresh: `box_nms_thresh` between masks of different crops; smaller crops win.
+        crop_overlap_ratio: Overlap of the first layer's crops, as a share of the image's shorter side.
+        crop_n_points_downscale_factor: The grid of layer i is thinner by this to the power of i.
+        point_grids: Instead of `points_per_side`, a grid for each layer: (n, 2), x and y from 0 to 1.
+        min_mask_region_area: Smaller holes are filled and smaller islands removed, in pixels; 0 does neither.
+        output_mode: What `generate` gives as `segmentation`: `binary_mask` (bool, H x W), `uncompressed_rle`
+            or `coco_rle` (needs pycocotools).
+        strategy: `exhaustive` asks every point of the grid and gives upstream's masks. `adaptive` leaves out
+            points that a confident mask answers already.
+
+    Raises:
+        ValueError: An argument is none of the above.
+    """
+
+    def __init__(
+        self,
+        model: Sam,
+        points_per_side: int | None = 32,
+        points_per_batch: int = 64,
+        pred_iou_thresh: float = 0.88,
+        stability_score_thresh: float = 0.95,
+        stability_score_offset: float = 1.0,
+        box_nms_thresh: float = 0.7,
+        crop_n_layers: int = 0,
+        crop_nms_thresh: float = 0.7,
+        crop_overlap_ratio: float = 512 / 1500,
+        crop_n_points_downscale_factor: int = 1,
+        point_grids: Sequence[npt.NDArray[np.floating]] | None = None,
+        min_mask_region_area: int = 0,
+        output_mode: OutputMode = "binary_mask",
+        strategy: Strategy = "exhaustive",
+    ) -> None:
+        if (points_per_side is None) == (point_grids is None):
+            raise ValueError("give either points_per_side or point_grids")
+        if output_mode not in ("binary_mask", "uncompressed_rle", "coco_rle"):
+            raise ValueError(f"output_mode is {output_mode!r}: binary_mask, uncompressed_rle and coco_rle exist")
+        if strategy not in ("exhaustive", "adaptive"):
+            raise ValueError(f"strategy is {strategy!r}: exhaustive and adaptive exist")
+        if output_mode == "coco_rle":
+            import pycocotools.mask  # noqa: F401  # a missing one shows now, not after minutes of work
+        if points_per_side is not None:
+            self.point_grids = layer_point_grids(points_per_side, crop_n_layers, crop_n_points_downscale_factor)
+        else:
+            assert point_grids is not None  # noqa: S101  # for the type checker; one of both is there, see above
+            self.point_grids = [np.asarray(grid, np.float64) for grid in point_grids]
+        self.model = model
+        self.points_per_batch = points_per_batch
+        self.pred_iou_thresh = pred_iou_thresh
+        self.stability_score_thresh = stability_score_thresh
+        self.stability_score_offset = stability_score_offset
+        self.box_nms_thresh = box_nms_thresh
+        self.crop_n_layers = crop_n_layers
+        self.crop_nms_thresh = crop_nms_thresh
+        self.crop_overlap_ratio = crop_overlap_ratio
+        self.min_mask_region_area = min_mask_region_area
+        self.output_mode = output_mode
+        self.strategy = strategy
+
+    def generate(self, image: Pixels) -> list[dict[str, object]]:
+        """All masks of an image, as upstream gives them.
+
+        Args:
+            image: RGB, uint8, (H, W, 3).
+
+        Returns:
+            A dict for each mask: `segmentation`, `area` (pixels), `bbox` (XYWH), `predicted_iou`,
+            `point_coords` ([[x, y]]), `stability_score`, `crop_box` (XYWH).
+        """
+        masks: list[Mask] = []
+        for progress in self.iterate(image):
+            masks = progress.masks
+        return [self._record(mask) for mask in masks]
+
+    def iterate(self, image: Pixels) -> Iterator[Progress]:
+        """The same as a sequence of reports; closing the iterator ends the work.
+
+        Args:
+            image: RGB, uint8, (H, W, 3).
+        """
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+            raise ValueError(f"the image is {image.dtype} of shape {image.shape}, not uint8 of (H, W, 3)")
+        image_hw = (image.shape[0], image.shape[1])
+        parts = crops(image_hw, self.crop_n_layers, self.crop_overlap_ratio)
+        total = sum(len(self.point_grids[part.layer]) for part in parts)
+        done = 0
+        found: list[Mask] = []
+        for part in parts:
+            yield Progress("encode", done, total, [])
+            candidates: list[Mask] = []
+            shown: set[int] = set()
+            for answered, fresh in self._crop_masks(image, part):
+                candidates += fresh
+                done += answered
+                kept = self._suppress(candidates)
+                new = [i for i in kept if i not in shown]
+                shown.update(new)
+                yield Progress("prompts", done, total, [candidates[i] for i in new])
+            found += [candidates[i] for i in self._suppress(candidates)]
+        if len(parts) > 1:
+            scores = [1 / (mask.crop_box_xywh[2] * mask.crop_box_xywh[3]) for mask in found]
+            found = [found[i] for i in suppress_duplicates(found, scores, self.crop_nms_thresh)]
+        yield Progress("done", total, total, found)
+
+    def _suppress(self, candidates: list[Mask]) -> list[int]:
+        return suppress_duplicates(candidates, [mask.predicted_iou for mask in candidates], self.box_nms_thresh)
+
+    @torch.no_grad()
+    def _crop_masks(self, image: Pixels, crop: Crop) -> Iterator[tuple[int, list[Mask]]]:
+        """For each batch of prompts, how many it answered and the masks that pass the filters."""
+        x0, y0, x1, y1 = crop.box_xyxy
+        image_hw = (image.shape[0], image.shape[1])
+        long_side = self.model.image_encoder.img_size
+        input_hw = model_input_hw(crop.size_hw, long_side)
+        resized = Image.fromarray(image[y0:y1, x0:x1]).resize(input_hw[::-1], Image.Resampling.BILINEAR)
+        pixels = torch.from_numpy(np.array(resized)).to(self.model.device).permute(2, 0, 1)[None]
+        embedded = ReferenceImage(self.model, self.model.image_encoder(self.model.preprocess(pixels)))
+
+        points = self.point_grids[crop.layer] * np.array(crop.size_hw[::-1])
+        scale = np.array([input_hw[1] / crop.size_hw[1], input_hw[0] / crop.size_hw[0]])
+        threshold, offset = self.model.mask_threshold, self.stability_score_offset
+        for start in range(0, len(points), self.points_per_batch):
+            batch = points[start : start + self.points_per_batch]
+            prediction = embedded.predict(torch.from_numpy((batch * scale).astype(np.float32)).to(self.model.device))
+            keep = prediction.predicted_iou > self.pred_iou_thresh
+            if self.pred_iou_thresh <= 0:
+                keep.fill_(True)
+            fresh: list[Mask] = []
+            for row, column in keep.nonzero().tolist():
+                logits = self.model.postprocess_masks(
+                    prediction.logits[row : row + 1, column : column + 1], input_hw, crop.size_hw
+                )[0, 0]
+                inner, outer = (int((logits > threshold + o).sum()) for o in (offset, -offset))
+                stability = inner / outer if outer else float("nan")
+                if self.stability_score_thresh > 0 and not stability >= self.stability_score_thresh:
+                    continue
+                full = np.zeros(image_hw, bool)
+                full[y0:y1, x0:x1] = (logits > threshold).cpu().numpy()
+                counts = encode_rle(full)
+                box = box_xyxy_of_rle(counts, image_hw)
+                if is_cut_off(box if full.any() else (x0, y0, x0, y0), crop, image_hw):
+                    continue
+                fresh.append(
+                    Mask(
+                        image_hw,
+                        counts,
+                        (float(box[0]), float(box[1]), float(box[2] - box[0]), float(box[3] - box[1])),
+                        int(counts[1::2].sum()),
+                        float(prediction.predicted_iou[row, column]),
+                        stability,
+                        (float(batch[row, 0] + x0), float(batch[row, 1] + y0)),
+                        crop.box_xywh,
+                    )
+                )
+            yield len(batch), fresh
+
+    def _record(self, mask: Mask) -> dict[str, object]:
+        height, width = mask.size_hw
+        rle: dict[str, object] = {"size": [height, width], "counts": mask.rle_counts.tolist()}
+        segmentation: object = rle
+        if self.output_mode == "binary_mask":
+            segmentation = mask.decode()
+        elif self.output_mode == "coco_rle":
+            from pycocotools import mask as coco
+
+            compressed = coco.frPyObjects(rle, height, width)
+            segmentation = {**compressed, "counts": compressed["counts"].decode("ascii")}
+        return {
+            "segmentation": segmentation,
+            "area": mask.area,
+            "bbox": [int(side) for side in mask.bbox_xywh],
+            "predicted_iou": mask.predicted_iou,
+            "point_coords": [list(mask.point_xy)],
+            "stability_score": mask.stability_score,
+            "crop_box": [int(side) for side in mask.crop_box_xywh],
+        }

@@ -1,0 +1,77 @@
+"""Where prompts and crops lie. Sizes are (H, W), points (x, y), boxes (x0, y0, x1, y1), all in pixels."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Box = tuple[int, int, int, int]
+
+# Boxes within this many pixels of an edge of their crop are taken to be cut off by it.
+CROP_EDGE_MARGIN = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """A part of the image that goes through the encoder by itself, and its layer (0: the whole image)."""
+
+    box_xyxy: Box
+    layer: int
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Height and width in pixels of the image."""
+        x0, y0, x1, y1 = self.box_xyxy
+        return y1 - y0, x1 - x0
+
+    @property
+    def box_xywh(self) -> tuple[float, float, float, float]:
+        """The box in upstream's output convention."""
+        x0, y0, x1, y1 = self.box_xyxy
+        return float(x0), float(y0), float(x1 - x0), float(y1 - y0)
+
+
+def point_grid(points_per_side: int) -> Floats:
+    """The centres of a square grid over the unit square, row by row: float64, (points_per_side ** 2, 2)."""
+    offset = 1 / (2 * points_per_side)
+    side = np.linspace(offset, 1 - offset, points_per_side)
+    x, y = np.meshgrid(side, side)
+    return np.stack([x, y], axis=-1).reshape(-1, 2)
+
+
+def layer_point_grids(points_per_side: int, n_layers: int, downscale_factor: int) -> list[Floats]:
+    """A grid for the image and one for each layer of crops, thinner by `downscale_factor` from layer to layer."""
+    return [point_grid(int(points_per_side / downscale_factor**layer)) for layer in range(n_layers + 1)]
+
+
+def crops(image_hw: tuple[int, int], n_layers: int, overlap_ratio: float) -> list[Crop]:
+    """The image, then for each layer its 2**layer x 2**layer overlapping crops, as upstream cuts them."""
+    height, width = image_hw
+    found = [Crop((0, 0, width, height), 0)]
+    for layer in range(1, n_layers + 1):
+        per_side = 2**layer
+        overlap = int(overlap_ratio * min(image_hw) * (2 / per_side))
+        crop_w = math.ceil((overlap * (per_side - 1) + width) / per_side)
+        crop_h = math.ceil((overlap * (per_side - 1) + height) / per_side)
+        for column in range(per_side):
+            for row in range(per_side):
+                x0, y0 = (crop_w - overlap) * column, (crop_h - overlap) * row
+                found.append(Crop((x0, y0, min(x0 + crop_w, width), min(y0 + crop_h, height)), layer))
+    return found
+
+
+def model_input_hw(size_hw: tuple[int, int], long_side: int) -> tuple[int, int]:
+    """The size of an image once its longer side has the model's `long_side`."""
+    scale = long_side / max(size_hw)
+    return int(size_hw[0] * scale + 0.5), int(size_hw[1] * scale + 0.5)
+
+
+def is_cut_off(box_xyxy: Box, crop: Crop, image_hw: tuple[int, int]) -> bool:
+    """Whether a box in the image's frame ends at an edge of its crop that is no edge of the image."""
+    image_edges = (0, 0, image_hw[1], image_hw[0])
+    return any(
+        abs(side - edge) <= CROP_EDGE_MARGIN < abs(side - image_edge)
+        for side, edge, image_edge in zip(box_xyxy, crop.box_xyxy, image_edges, strict=True)
+    )

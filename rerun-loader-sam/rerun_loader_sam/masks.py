@@ -1,0 +1,83 @@
+"""Masks as run lengths: the type that the engine hands out and the recording draws.
+
+Numpy only, so that either side can have it without the other's libraries.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Bools = npt.NDArray[np.bool_]
+Counts = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """One mask of an image, a few kilobytes whatever the image's size.
+
+    Attributes:
+        size_hw: Height and width of the image that the mask belongs to, in pixels.
+        rle_counts: Run lengths in COCO's order (column by column, the first run outside the mask, possibly
+            of length zero), as `segment_anything` has them in its uncompressed RLE. They add up to H * W.
+        bbox_xywh: Left, top, width and height as upstream reports them: the width is the last column minus
+            the first, so a mask of one pixel has width 0. In pixels of the image.
+        area: Pixels inside.
+        predicted_iou: The model's own estimate of the mask's quality, about 0 to 1.
+        stability_score: IoU of the mask with itself at a higher and a lower threshold, 0 to 1
+            (NaN for a mask that is empty even at the lower one, as upstream has it).
+        point_xy: The prompt that gave the mask, in pixels of the image.
+        crop_box_xywh: The part of the image that the model saw.
+    """
+
+    size_hw: tuple[int, int]
+    rle_counts: Counts
+    bbox_xywh: tuple[float, float, float, float]
+    area: int
+    predicted_iou: float
+    stability_score: float
+    point_xy: tuple[float, float]
+    crop_box_xywh: tuple[float, float, float, float]
+
+    def decode(self) -> Bools:
+        """The mask as pixels: bool, (H, W)."""
+        return decode_rle(self.rle_counts, self.size_hw)
+
+
+def decode_rle(counts: npt.ArrayLike, size_hw: tuple[int, int]) -> Bools:
+    """Pixels of a run-length code in COCO's order: bool, (H, W), C-contiguous."""
+    height, width = size_hw
+    lengths = np.asarray(counts, dtype=np.int64)
+    inside = np.arange(len(lengths)) % 2 == 1
+    return np.ascontiguousarray(np.repeat(inside, lengths).reshape(width, height).T)
+
+
+def encode_rle(mask: Bools) -> Counts:
+    """Run lengths of a bool (H, W) mask in COCO's order (see `Mask.rle_counts`)."""
+    columns = np.ascontiguousarray(mask.T).reshape(-1)
+    changes = np.flatnonzero(columns[1:] != columns[:-1]) + 1
+    return counts_from_changes(changes, columns.size, starts_inside=bool(columns.size and columns[0]))
+
+
+def counts_from_changes(changes: Counts, n_pixels: int, *, starts_inside: bool) -> Counts:
+    """Run lengths from the ascending positions (1 to n_pixels - 1) where a column-major mask flips."""
+    edges = np.concatenate(([0], changes, [n_pixels])).astype(np.int64, copy=False)
+    counts = np.diff(edges)
+    return np.concatenate((np.zeros(1, np.int64), counts)) if starts_inside else counts
+
+
+def box_xyxy_of_rle(counts: Counts, size_hw: tuple[int, int]) -> tuple[int, int, int, int]:
+    """First column, first row, last column and last row of the mask; four zeros for an empty one."""
+    height, _ = size_hw
+    edges = np.cumsum(counts)
+    starts, ends = edges[:-1:2], edges[1::2]
+    filled = ends > starts
+    starts, ends = starts[filled], ends[filled]
+    if len(starts) == 0:
+        return 0, 0, 0, 0
+    last = ends - 1
+    if np.any(starts // height != last // height):
+        top, bottom = 0, height - 1
+    else:
+        top, bottom = int((starts % height).min()), int((last % height).max())
+    return int(starts[0] // height), top, int(last[-1] // height), bottom
