@@ -18,8 +18,8 @@ from rerun_loader_sam.models import store
 from rerun_loader_sam.models.lock import fetch_lock
 from rerun_loader_sam.models.registry import RemoteEntry
 from rerun_loader_sam.models.transfer import (
-    TransferInterruptedError,
     Partial,
+    TransferInterruptedError,
     TransferRefusedError,
     https_session,
     transfer,
@@ -81,9 +81,7 @@ def remove(entry: RemoteEntry) -> int:
     """
 
     def refuse() -> None:
-        raise UserError(
-            f"{entry.name} is being fetched by another process; nothing was removed, end that first"
-        )
+        raise UserError(f"{entry.name} is being fetched by another process; nothing was removed, end that first")
 
     if not store.checkpoints_dir().is_dir():
         return 0
@@ -132,9 +130,7 @@ class _Download:
             digest = self._sha256()
             if digest != self.entry.sha256 and not is_one_piece:
                 # the pieces may be of two versions of the file, or of two mirrors
-                self.say(
-                    f"{self.entry.name}: the resumed file has a wrong SHA256; starting from the beginning"
-                )
+                self.say(f"{self.entry.name}: the resumed file has a wrong SHA256; starting from the beginning")
                 self.partial.drop()
                 self._collect(session, retry_delays_s)
                 digest = self._sha256()

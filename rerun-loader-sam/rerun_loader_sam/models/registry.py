@@ -145,9 +145,7 @@ def checkpoint_generator_parameters(path: Path) -> GeneratorParameters:
     try:
         parsed = json.loads(values)
     except ValueError:
-        return (
-            GeneratorParameters()
-        )  # a text of another program, such as the name of the one that wrote the file
+        return GeneratorParameters()  # a text of another program, such as the name of the one that wrote the file
     if not isinstance(parsed, dict):
         return GeneratorParameters()
     try:

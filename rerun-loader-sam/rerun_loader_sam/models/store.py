@@ -158,9 +158,7 @@ def _records_path() -> Path:
 def _records() -> dict[str, _Record]:
     try:
         content = json.loads(_records_path().read_text(encoding="utf-8"))
-        return {
-            str(path): (int(a), int(b), int(c), str(digest)) for path, (a, b, c, digest) in content.items()
-        }
+        return {str(path): (int(a), int(b), int(c), str(digest)) for path, (a, b, c, digest) in content.items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}  # unreadable or damaged: every file is computed anew
 

@@ -70,9 +70,7 @@ class Partial:
         etag = headers.get("ETag", "")
         # RFC 9110, 13.1.5: a weak entity tag is no validator for a range
         validator = headers.get("Last-Modified") if not etag or etag.startswith("W/") else etag
-        write_atomically(
-            self._validator_path, json.dumps({"url": url, "validator": validator} if validator else {})
-        )
+        write_atomically(self._validator_path, json.dumps({"url": url, "validator": validator} if validator else {}))
 
 
 def https_session() -> "requests.Session":
@@ -136,9 +134,7 @@ def _request(session: "requests.Session", url: str, partial: Partial) -> "reques
     except requests.RequestException:
         raise
     except OSError as error:
-        raise TransferRefusedError(
-            str(error)
-        ) from error  # the certificate file of the environment is not there
+        raise TransferRefusedError(str(error)) from error  # the certificate file of the environment is not there
 
 
 def _start(response: "requests.Response", offset: int, size_bytes: int, partial: Partial) -> int:
