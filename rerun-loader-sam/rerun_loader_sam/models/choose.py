@@ -10,7 +10,6 @@ from rerun_loader_sam.models.registry import (
     ENTRIES,
     NANO,
     OFFICIAL,
-    GeneratorParameters,
     ModelEntry,
     RemoteEntry,
     checkpoint_generator_parameters,
@@ -33,14 +32,16 @@ class ChosenModel:
     name: str
     """The entry's name, or the file name of a checkpoint given by its path."""
     path: Path
-    generator: GeneratorParameters
-    """Those of the person's settings, over those that suit the checkpoint."""
+    description: str
+    """For a person: what it is. No full stop at the end."""
+    generator_parameters: dict[str, int | float]
+    """Every parameter of the mask generator, as it suits the checkpoint; the person's settings go over them."""
     reason: str
-    """For a person: why this model. No full stop at the end."""
+    """For a person: why this one. No full stop at the end."""
     is_fallback: bool = False
     """Whether it stands in for one that is not on this machine."""
     hint: str = ""
-    """For a person, with a fallback: how to get the other one by hand. No full stop at the end."""
+    """For a person, with a fallback: what it stands in for, and how to get that by hand. One line."""
     to_fetch: RemoteEntry | None = None
     """What to fetch in the background, if anything: see `background.start_fetch`."""
 
@@ -57,42 +58,43 @@ def choose_model(settings: Settings, device: str) -> ChosenModel:
     Raises UserError for an unknown name, a path without a readable file, a package without its nano.
     """
     if settings.model == "auto":
-        return _auto(settings, device) or _fallback(settings, device, OFFICIAL[_FETCHED_BY_DEFAULT])
+        return _auto(device) or _fallback(settings, device, OFFICIAL[_FETCHED_BY_DEFAULT])
     entry = ENTRIES.get(settings.model)
     if entry is None:
         path = _checkpoint_of_person(settings.model)
-        return ChosenModel(path.name, path, _parameters(path, settings), "the checkpoint that was set")
+        return ChosenModel(path.name, path, f"the checkpoint {path}", _parameters(path), "the one that was set")
     if isinstance(entry, RemoteEntry):
         if path_found := find_checkpoint(entry):
-            return _chosen(entry, path_found, settings, "the model that was set")
+            return _chosen(entry, path_found, "the one that was set")
         return _fallback(settings, device, entry)
-    return _chosen(entry, _shipped(), settings, "the model that was set")
+    return _chosen(entry, _shipped(), "the one that was set")
 
 
-def _auto(settings: Settings, device: str) -> ChosenModel | None:
+def _auto(device: str) -> ChosenModel | None:
     for name in _BEST_FIRST_CUDA if device.startswith("cuda") else _BEST_FIRST:
         if path := find_checkpoint(OFFICIAL[name]):
-            return _chosen(OFFICIAL[name], path, settings, f"the best on this machine for {device}")
+            return _chosen(OFFICIAL[name], path, f"the best on this machine for {device}")
     return None
 
 
 def _fallback(settings: Settings, device: str, wanted: RemoteEntry) -> ChosenModel:
-    chosen = _auto(settings, device) or _chosen(NANO, _shipped(), settings, "")
+    chosen = _auto(device) or _chosen(NANO, _shipped(), "")
+    reason = f"{chosen.name} stands in for {wanted.name}, which is not on this machine"
     return dataclasses.replace(
         chosen,
-        reason=f"{chosen.name} stands in for {wanted.name}, which is not on this machine yet",
+        reason=reason,
         is_fallback=True,
-        hint=f"`rerun-sam models fetch {wanted.name}` fetches {wanted.name} ({wanted.size_bytes / 1e6:.0f} MB)",
+        hint=f"{reason}; `rerun-sam models fetch {wanted.name}` fetches it ({wanted.size_bytes / 1e6:.0f} MB)",
         to_fetch=None if settings.download == "never" else from_mirror(wanted, settings.checkpoint_url),
     )
 
 
-def _chosen(entry: ModelEntry, path: Path, settings: Settings, reason: str) -> ChosenModel:
-    return ChosenModel(entry.name, path, _parameters(path, settings), reason)
+def _chosen(entry: ModelEntry, path: Path, reason: str) -> ChosenModel:
+    return ChosenModel(entry.name, path, f"{entry.name}, {entry.description}", _parameters(path), reason)
 
 
-def _parameters(path: Path, settings: Settings) -> GeneratorParameters:
-    return checkpoint_generator_parameters(path).replaced_by(settings.generator_overrides())
+def _parameters(path: Path) -> dict[str, int | float]:
+    return dataclasses.asdict(checkpoint_generator_parameters(path))
 
 
 def _shipped() -> Path:

@@ -56,15 +56,22 @@ def find_checkpoint(entry: ModelEntry) -> Path | None:
     Size and SHA256 are checked. The SHA256 of a file is computed once (about a second a gigabyte)
     and remembered with its size and times: a file that was changed since is computed anew.
     """
-    if not isinstance(entry, RemoteEntry):
-        path = checkpoint_path(entry)
-        return path if path.is_file() else None
-    for path in (checkpoint_path(entry), torch_hub_path(entry)):
+    for path in present_files(entry):
+        if not isinstance(entry, RemoteEntry):
+            return path
         if file_size(path) == entry.size_bytes:
             with contextlib.suppress(OSError):  # one that cannot be read is no checkpoint
                 if (_known_sha256(path) or compute_sha256(path)) == entry.sha256:
                     return path
     return None
+
+
+def present_files(entry: ModelEntry) -> list[Path]:
+    """The files on this machine that claim to be the checkpoint of `entry`, right or wrong; no partial."""
+    places = [checkpoint_path(entry)]
+    if isinstance(entry, RemoteEntry):
+        places.append(torch_hub_path(entry))
+    return [path for path in places if file_size(path)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,23 +93,17 @@ def checkpoint_state(entry: ModelEntry) -> CheckpointState:
     if not isinstance(entry, RemoteEntry):
         size = file_size(path)
         return CheckpointState("shipped" if size else "missing", path, size)
-    own = _file_state(entry, path)
-    if own is not None and own.kind != "damaged":
-        return own
-    hub = _file_state(entry, torch_hub_path(entry))
-    if hub is not None and hub.kind != "damaged":
-        return hub
-    partial = partial_path(entry)
-    if size := file_size(partial):
-        return CheckpointState("partial", partial, size)
-    return own or CheckpointState("missing", path, 0)
+    states = [_file_state(entry, present) for present in present_files(entry)]
+    for state in states:
+        if state.kind != "damaged":
+            return state
+    if size := file_size(partial_path(entry)):
+        return CheckpointState("partial", partial_path(entry), size)
+    return states[0] if states else CheckpointState("missing", path, 0)
 
 
-def _file_state(entry: RemoteEntry, path: Path) -> CheckpointState | None:
-    size = file_size(path)
-    if not size:
-        return None
-    known = _known_sha256(path)
+def _file_state(entry: RemoteEntry, path: Path) -> CheckpointState:
+    size, known = file_size(path), _known_sha256(path)
     if size != entry.size_bytes or known not in (None, entry.sha256):
         return CheckpointState("damaged", path, size)
     return CheckpointState("verified" if known else "unverified", path, size)
