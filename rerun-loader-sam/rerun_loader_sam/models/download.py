@@ -163,8 +163,8 @@ class _Download:
         needed = missing_bytes + _SPARE_BYTES
         if usage.total and usage.free < needed:  # some network file systems report 0 of 0
             raise UserError(
-                f"{self.entry.name} needs {_mb(needed)} in {folder}, {_mb(usage.free)} are free; "
-                "nothing was fetched, make room or set XDG_CACHE_HOME to a folder on a larger disk"
+                f"{self.entry.name} needs {_mb(needed)} more in {folder}, {_mb(usage.free)} are free; "
+                "it was not fetched, make room or set XDG_CACHE_HOME to a folder on a larger disk"
             )
 
     def _disk_error(self, error: OSError) -> UserError:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import requests
 
 _CONNECT_TIMEOUT_S, _READ_TIMEOUT_S = 10.0, 30.0
-_CHUNK_BYTES = 1 << 18
+_CHUNK_BYTES = 1 << 16  # the most that a cut connection costs
 
 
 class TransferInterruptedError(Exception):
@@ -199,10 +199,9 @@ def _meaning(error: "requests.RequestException") -> TransferInterruptedError | T
 
 def _innermost(error: BaseException) -> str:
     """The text of the error that caused `error`, without the layers of the HTTP library around it."""
-    while True:
-        reason = getattr(error, "reason", None)
-        inner = reason if isinstance(reason, Exception) else next(iter(error.args), None)
-        if not isinstance(inner, Exception):
-            break
-        error = inner
-    return re.sub(r"^\w+\(.*?\): ", "", str(error)) or type(error).__name__
+    reason = getattr(error, "reason", None)
+    inner = reason if isinstance(reason, Exception) else next(iter(error.args[-1:]), None)
+    if isinstance(inner, Exception):
+        text = _innermost(inner)
+        return f"{error.args[0]}: {text}" if isinstance(error.args[0], str) and inner is not reason else text
+    return re.sub(r"^\w+\(.*?\): ", "", str(error)).rstrip(".") or type(error).__name__
