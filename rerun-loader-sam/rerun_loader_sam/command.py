@@ -69,7 +69,8 @@ def _segment(request: Request, settings: Settings, output: RrdFile | RrdPipe, le
         if is_watched:
             say(text if level == "INFO" else f"{level}: {text}", output.error_fd)
 
-    Job(request, settings, Segmenter(settings), output.write, report).run(left_out)
+    target = output.part if isinstance(output, RrdFile) else output.write
+    Job(request, settings, Segmenter(settings), target, report).run(left_out)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,6 +8,7 @@ from rerun_loader_sam import __version__
 from rerun_loader_sam.errors import UserError
 from rerun_loader_sam.images import LoadedImage, load_image
 from rerun_loader_sam.masks import Mask
+from rerun_loader_sam.models.background import start_fetch
 from rerun_loader_sam.protocol import Request
 from rerun_loader_sam.recording import contents
 from rerun_loader_sam.recording.stream import Recording, printable
@@ -21,7 +22,7 @@ PROGRESS_EVERY_S = 2.0
 class Job:
     """Segments what a request names and logs it.
 
-    send: called with whole RRD streams, in order, each as early as it exists.
+    target: called with RRD bytes as early as they exist, or the file to write.
     report: called with each line of the log and its level (INFO, WARN, ERROR), for a person at a terminal.
     """
 
@@ -30,13 +31,13 @@ class Job:
         request: Request,
         settings: Settings,
         segmenter: Segmenter,
-        send: Callable[[bytes], None],
+        target: Callable[[bytes], None] | Path,
         report: Callable[[str, str], None] = lambda text, level: None,
     ) -> None:
         self._request = request
         self._settings = settings
         self._segmenter = segmenter
-        self._send = send
+        self._target = target
         self._report = report
         self._recording: Recording | None = None
         self._annotated_count = -1
@@ -48,6 +49,13 @@ class Job:
         Raises UserError where nothing could be segmented. An image of a folder that cannot be read is an ERROR
         in the log, and the others follow.
         """
+        try:
+            self._run(left_out)
+        finally:
+            if self._recording is not None:
+                self._recording.finish()
+
+    def _run(self, left_out: frozenset[str]) -> None:
         request = self._request
         if not request.path.is_dir():
             self._image(0, request.path)
@@ -71,6 +79,7 @@ class Job:
         image = load_image(path, self._settings.max_megapixels)
         recording = self._open(step)
         contents.log_image(recording, image.pixels, image.color_model)
+        recording.flush()
         if not self._has_description and not self._request.is_into_opened:
             contents.log_blueprint(recording)
         height, width = image.size_hw
@@ -96,7 +105,7 @@ class Job:
 
     def _open(self, step: int) -> Recording:
         if self._recording is None:
-            self._recording = Recording(self._request, self._send)
+            self._recording = Recording(self._request, self._target)
         self._recording.set_sequence(contents.TIMELINE, step)
         return self._recording
 
@@ -117,8 +126,10 @@ class Job:
         if not self._has_description:
             self._has_description = True
             contents.log_description(self._open(step), _description(model))
-        if model.chosen.hint:
-            self._log(step, model.chosen.hint, "WARN" if model.chosen.is_fallback else "INFO")
+            if model.chosen.is_fallback:
+                self._log(step, model.chosen.hint, "WARN")
+            if model.chosen.to_fetch:
+                self._log(step, start_fetch(model.chosen.to_fetch))
         return model
 
     def _log_quietly(self, step: int, text: str) -> None:

@@ -1,6 +1,5 @@
 """Where the RRD bytes go: a pipe to the viewer, or a file. Standard library only."""
 
-import contextlib
 import os
 import select
 import signal
@@ -58,34 +57,24 @@ class RrdFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        self.part = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            self._file = self._part.open("xb")
+            self.part.touch(exist_ok=False)
         except OSError as error:
             raise _unwritable(path, error) from error
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._interrupted)
 
-    def write(self, content: bytes) -> None:
-        """Write everything."""
-        try:
-            self._file.write(content)
-        except OSError as error:
-            raise _unwritable(self._path, error) from error
-
     def finish(self) -> None:
         """Put the complete file in its place."""
         try:
-            self._file.close()
-            self._part.replace(self._path)
+            self.part.replace(self._path)
         except OSError as error:
             raise _unwritable(self._path, error) from error
 
     def abort(self) -> None:
         """Leave no trace."""
-        with contextlib.suppress(OSError):
-            self._file.close()
-        self._part.unlink(missing_ok=True)
+        self.part.unlink(missing_ok=True)
 
     def _interrupted(self, number: int, frame: object) -> None:
         self.abort()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,8 @@ from rerun_loader_sam.models.choose import ChosenModel, choose_model
 from rerun_loader_sam.settings import Settings
 
 if TYPE_CHECKING:
-    from rerun_loader_sam.engine.generator import AutomaticMaskGenerator
-    from rerun_loader_sam.engine.progress import Progress
+    from rerun_loader_sam.engine.generator import AutomaticMaskGenerator, Progress
+    from rerun_loader_sam.masks import Mask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +48,14 @@ class Segmenter:
         chosen = choose_model(self._settings, device)
         if self._loaded is None or self._loaded.chosen.path != chosen.path:
             parameters = chosen.generator_parameters | self._settings.generator_overrides()
-            strategy = self._settings.strategy
-            if strategy == "auto":
-                strategy = "exhaustive"
-            self._generator = AutomaticMaskGenerator(load_model(chosen.path, device), strategy=strategy, **parameters)
+            strategy: Literal["exhaustive", "adaptive"] = (
+                "adaptive" if self._settings.strategy == "adaptive" else "exhaustive"
+            )
+            self._generator = AutomaticMaskGenerator(
+                load_model(chosen.path, device),
+                strategy=strategy,
+                **parameters,  # type: ignore[arg-type]  # the names and types of GeneratorParameters
+            )
             self._loaded = LoadedModel(chosen, device, parameters | {"strategy": strategy})
         else:
             self._loaded = dataclasses.replace(self._loaded, chosen=chosen)
@@ -62,3 +66,18 @@ class Segmenter:
         if self._generator is None:
             raise RuntimeError("segment() before prepare()")
         return self._generator.iterate(rgb)
+
+
+class RememberingSegmenter(Segmenter):
+    """Keeps the last image (H, W, 3), uint8, and its masks for who wants to draw them."""
+
+    rgb: NDArray[np.uint8] | None = None
+    masks: list[Mask]
+
+    def segment(self, rgb: NDArray[np.uint8]) -> Iterator[Progress]:
+        """See `Segmenter.segment`."""
+        self.rgb, self.masks = rgb, []
+        for progress in super().segment(rgb):
+            if progress.stage == "done":
+                self.masks = progress.masks
+            yield progress

@@ -72,11 +72,13 @@ def log_masks(recording: Recording, masks: list[Mask], size_hw: tuple[int, int],
     Returns the whole number by which the tensor was reduced to stay within `tensor_limit_bytes`.
     """
     recording.log(MASKS, rr.SegmentationImage(class_image(masks, size_hw), opacity=MASK_OPACITY))
+    recording.flush()
     log_boxes(recording, masks)
     recording.flush()
     step = tensor_step(size_hw, len(masks), tensor_limit_bytes)
     planes = mask_tensor(masks, size_hw, step)
     recording.log(TENSOR, rr.Tensor(planes, dim_names=("height", "width", "mask")))
+    recording.flush()
     return step
 
 
@@ -90,9 +92,18 @@ def log_boxes(recording: Recording, masks: list[Mask]) -> None:
             class_ids=np.arange(1, len(masks) + 1, dtype=np.uint16),
             show_labels=False,
         ),
+        *_scores(masks),
+    )
+
+
+def _scores(masks: list[Mask]) -> list[rr.AnyValues]:
+    """Components that Rerun has no name for; none for no masks, since an empty one has no type."""
+    if not masks:
+        return []
+    return [
         rr.AnyValues(
             area=np.array([mask.area for mask in masks], np.int64),
             predicted_iou=np.array([mask.predicted_iou for mask in masks], np.float32),
             stability_score=np.array([mask.stability_score for mask in masks], np.float32),
-        ),
-    )
+        )
+    ]

@@ -8,16 +8,19 @@ import numpy as np
 import rerun as rr
 
 from rerun_loader_sam.protocol import Request, Time
+from rerun_loader_sam.recording.rrd import RrdJoiner
 
 SDK_VERSION = tuple(int(part) for part in re.findall(r"\d+", rr.__version__)[:3])
 _MAX_APPLICATION_ID = 180
 
 
 class Recording:
-    """Logs to the recording that a request names; `send` is called with whole RRD streams."""
+    """Logs to the recording that a request names.
 
-    def __init__(self, request: Request, send: Callable[[bytes], None]) -> None:
-        self._send = send
+    target: called with RRD bytes, which joined make one stream; or a file to write.
+    """
+
+    def __init__(self, request: Request, target: Callable[[bytes], None] | Path) -> None:
         self._is_static = request.is_static
         self._prefix = entity_path_prefix(request)
         self._stream = rr.RecordingStream(
@@ -27,7 +30,14 @@ class Recording:
             # The properties of a recording that is open already are not ours to set.
             send_properties=not request.is_into_opened,
         )
-        self._bytes = rr.binary_stream(recording=self._stream)
+        self._joiner = RrdJoiner()
+        if isinstance(target, Path):
+            # The SDK's own file has a footer, which bytes on their way through a pipe cannot have.
+            rr.save(target, recording=self._stream)
+            self._bytes = None
+        else:
+            self._send = target
+            self._bytes = rr.binary_stream(recording=self._stream)
         for time in request.times:
             self._set_time(time)
 
@@ -48,10 +58,21 @@ class Recording:
         rr.send_blueprint(blueprint, make_active=False, make_default=True, recording=self._stream)
 
     def flush(self) -> None:
-        """Send what was logged so far."""
+        """Send what was logged so far, before what is logged later: the SDK orders only what it sends at once."""
+        if self._bytes is None:
+            self._stream.flush()
+            return
         content = self._bytes.read()
         if content:
-            self._send(content)
+            self._send(self._joiner.add(content))
+
+    def finish(self) -> None:
+        """Everything is logged: complete the stream or the file."""
+        self.flush()
+        if self._bytes is None:
+            rr.disconnect(recording=self._stream)
+        else:
+            self._send(self._joiner.finish())
 
     def _set_time(self, time: Time) -> None:
         match time.kind:

@@ -1,0 +1,1 @@
+"""`rerun-sam`, the command for people."""
