@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rerun_loader_sam import __version__
 from rerun_loader_sam.claims import claim
-from rerun_loader_sam.errors import UserError
+from rerun_loader_sam.errors import describe
 from rerun_loader_sam.loader import ERROR, NOT_MINE, say
 from rerun_loader_sam.output import RrdFile, RrdPipe
 from rerun_loader_sam.protocol import Request, add_protocol_arguments, request_from
@@ -48,11 +48,8 @@ def run(arguments: Sequence[str]) -> int:
         except BaseException:
             output.abort()
             raise
-    except UserError as error:
-        say(str(error), error_fd)
-        return ERROR
     except Exception as error:
-        say(f"{request.path}: internal error, {type(error).__name__}: {error}; please report it", error_fd)
+        say(describe(error), error_fd)
         return ERROR
     return 0
 

@@ -10,3 +10,11 @@ class UserError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+
+def describe(error: BaseException) -> str:
+    """One line on `error` for a person: a UserError's own, anything else as a fault of ours."""
+    if isinstance(error, UserError):
+        return str(error)
+    text = " ".join(str(error).split())[:300]
+    return f"internal error, {type(error).__name__}: {text}; please report it"

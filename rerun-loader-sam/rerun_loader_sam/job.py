@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from rerun_loader_sam import __version__
-from rerun_loader_sam.errors import UserError
+from rerun_loader_sam.errors import describe
 from rerun_loader_sam.images import LoadedImage, load_image
 from rerun_loader_sam.masks import Mask
 from rerun_loader_sam.models.background import start_fetch
@@ -46,8 +46,8 @@ class Job:
     def run(self, left_out: frozenset[str] = frozenset()) -> None:
         """Do it all; images of a folder that are in `left_out` are passed over.
 
-        Raises UserError where nothing could be segmented. An image of a folder that cannot be read is an ERROR
-        in the log, and the others follow.
+        Raises what went wrong, UserError where a person can act on it. In a folder an image that cannot be
+        read is an ERROR in the log, the others follow, and it only raises where all of them failed.
         """
         try:
             self._run(left_out)
@@ -58,20 +58,29 @@ class Job:
     def _run(self, left_out: frozenset[str]) -> None:
         request = self._request
         if not request.path.is_dir():
-            self._image(0, request.path)
+            self._file(request.path)
             return
         paths = [path for path in iter_images(str(request.path)) if path not in left_out]
         failures = [error for error in self._folder(paths) if error]
         if failures and len(failures) == len(paths):
             raise failures[0]
 
-    def _folder(self, paths: Iterable[str]) -> Iterable[UserError | None]:
+    def _file(self, path: Path) -> None:
+        try:
+            self._image(0, path)
+        except Exception as error:
+            if self._recording is not None:
+                # Whoever started this job is told by the exception; who looks at the viewer, by its log.
+                contents.log_text(self._recording, describe(error), "ERROR")
+            raise
+
+    def _folder(self, paths: Iterable[str]) -> Iterable[Exception | None]:
         for step, path in enumerate(paths):
             try:
                 self._image(step, Path(path))
                 yield None
-            except UserError as error:
-                self._log(step, str(error), "ERROR")
+            except Exception as error:  # whatever one image does, the others follow
+                self._log(step, describe(error), "ERROR")
                 yield error
 
     def _image(self, step: int, path: Path) -> None:
@@ -117,12 +126,7 @@ class Job:
 
     def _prepare(self, step: int) -> LoadedModel:
         """The model, with what a person needs to know of it in the log."""
-        try:
-            model = self._segmenter.prepare()
-        except UserError as error:
-            if self._request.path.is_file():
-                self._log_quietly(step, str(error))
-            raise
+        model = self._segmenter.prepare()
         if not self._has_description:
             self._has_description = True
             contents.log_description(self._open(step), _description(model))
@@ -131,11 +135,6 @@ class Job:
             if model.chosen.to_fetch:
                 self._log(step, start_fetch(model.chosen.to_fetch))
         return model
-
-    def _log_quietly(self, step: int, text: str) -> None:
-        """Into the viewer's log only: the terminal is told by whoever catches the error."""
-        contents.log_text(self._open(step), text, "ERROR")
-        self._open(step).flush()
 
     def _segment(self, step: int, image: LoadedImage, started: float) -> list[Mask]:
         masks: list[Mask] = []

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rerun_loader_sam import __version__
 from rerun_loader_sam.cli import demo, models
-from rerun_loader_sam.errors import UserError
+from rerun_loader_sam.errors import describe
 from rerun_loader_sam.output import INTERRUPTED
 
 COMMANDS = {"demo": demo, "models": models}
@@ -24,8 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed = parser.parse_args(arguments)
     try:
         code = COMMANDS[parsed.command].run(parsed)
-    except UserError as error:
-        print(f"rerun-sam: {error}", file=sys.stderr)
+    except Exception as error:
+        print(f"rerun-sam: {describe(error)}", file=sys.stderr)
         code = 1
     except KeyboardInterrupt:
         code = INTERRUPTED

@@ -64,7 +64,7 @@ def load_model(name_or_path: str | Path, device: str | torch.device = "cpu") -> 
     _fill_unsaved_buffers(sam)
     sam.requires_grad_(False)
     sam.eval()
-    return sam.to(target)
+    return sam.float().to(target)
 
 
 def _fill_unsaved_buffers(sam: Sam) -> None:
