@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import trustme
-from conftest import ServedFile, leftovers, serve
+from checkpoint_files import ServedFile, leftovers, serve
 from https_server import NAME_BEHIND_PROXY, ConnectProxy, HttpsServer, Reply, serving
 
 from rerun_loader_sam.errors import UserError

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rerun_loader_sam.errors import UserError
 from rerun_loader_sam.models import store
 from rerun_loader_sam.models.choose import choose_model
-from rerun_loader_sam.models.download import Progress, fetch, remove
+from rerun_loader_sam.models.download import Progress, Say, fetch, remove
 from rerun_loader_sam.models.registry import (
     ENTRIES,
     OFFICIAL,
@@ -31,7 +31,6 @@ def add_parser(subparsers: "_SubParsersAction[ArgumentParser]") -> None:
     parser = subparsers.add_parser(
         "models", help="list, fetch, verify and remove models", description="Segment Anything's checkpoints."
     )
-    parser.set_defaults(run=run)
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     names = ", ".join(OFFICIAL)
     actions.add_parser("list", help="which models there are, which are on this machine, which one is used")
@@ -96,8 +95,13 @@ def _fetch(entries: Sequence[ModelEntry], settings: Settings) -> int:
         if not isinstance(entry, RemoteEntry):
             print(f"{entry.name} is part of this package: nothing to fetch")
             continue
-        with _shown_progress(entry) as progress:
-            path = fetch(from_mirror(entry, settings.checkpoint_url), progress, _say)
+        try:
+            with _shown(entry) as (progress, say):
+                path = fetch(from_mirror(entry, settings.checkpoint_url), progress, say)
+        except KeyboardInterrupt:
+            kept = _mb(store.file_size(store.partial_path(entry)))
+            _say(f"interrupted; {kept} are kept, `rerun-sam models fetch {entry.name}` goes on there")
+            raise
         print(f"{entry.name} is at {path}")
     return 0
 
@@ -152,21 +156,21 @@ def _remove(entries: Sequence[ModelEntry]) -> int:
 
 
 @contextmanager
-def _shown_progress(entry: ModelEntry) -> Iterator[Progress]:
-    """A bar on a terminal; elsewhere, as in a log, a line for each tenth."""
+def _shown(entry: RemoteEntry) -> Iterator[tuple[Progress, Say]]:
+    """A bar on a terminal, with lines above it; elsewhere, as in a log, a line for each tenth."""
     if sys.stderr.isatty():
         from tqdm import tqdm
 
-        with tqdm(desc=entry.name, unit="B", unit_scale=True, dynamic_ncols=True, leave=False) as bar:
+        with tqdm(
+            desc=entry.name, total=entry.size_bytes, unit="B", unit_scale=True, dynamic_ncols=True, leave=False
+        ) as bar:
 
             def draw(done_bytes: int, total_bytes: int) -> None:
-                if bar.total != total_bytes:
-                    bar.reset(total_bytes)
-                    bar.initial = done_bytes  # what an earlier run brought does not count for the speed
-                    bar.n = done_bytes
+                if not bar.n:
+                    bar.n = bar.initial = done_bytes  # what an earlier run brought says nothing of the speed
                 bar.update(done_bytes - bar.n)
 
-            yield draw
+            yield draw, lambda line: tqdm.write(line, file=sys.stderr)
         return
 
     next_percent = 0
@@ -178,7 +182,7 @@ def _shown_progress(entry: ModelEntry) -> Iterator[Progress]:
             next_percent = percent - percent % 10 + 10
             _say(f"{entry.name}: {percent} % of {_mb(total_bytes)}")
 
-    yield write
+    yield write, _say
 
 
 def _say(line: str) -> None:

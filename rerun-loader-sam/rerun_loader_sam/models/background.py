@@ -63,7 +63,10 @@ def start_fetch(entry: RemoteEntry) -> str:
                 if attempt.error is None and age_s < _STARTING_S:
                     return _running_line(entry)
                 again = f"tried again {_minutes(RETRY_AFTER_S - age_s)} from now at the earliest"
-                what = attempt.error or f"{entry.name} was not fetched: the process that did ended early"
+                what = attempt.error or (
+                    f"{entry.name} was not fetched: its process ended early; "
+                    f"`rerun-sam models fetch {entry.name}` fetches it"
+                )
                 return f"{what} ({_minutes(age_s)} ago, {again})"
             _save_attempt(entry, None)
             _spawn(entry)

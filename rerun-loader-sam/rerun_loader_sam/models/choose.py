@@ -112,7 +112,7 @@ def _checkpoint_of_person(value: str) -> Path:
                 raise UserError(f"the checkpoint {path} cannot be read: permission denied")
             return path
         is_there = path.exists()
-    except (RuntimeError, ValueError) as error:  # no such user's home; a null byte
+    except RuntimeError as error:  # there is no such user's home
         raise UserError(f"model: {value!r} is no path ({error})") from error
     if is_there:
         raise UserError(f"the checkpoint {path} is not a file; set `model` to a name or to a checkpoint's file")

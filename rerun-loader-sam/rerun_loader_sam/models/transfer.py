@@ -193,7 +193,9 @@ def _meaning(error: "requests.RequestException") -> TransferInterruptedError | T
         )
     if isinstance(error, requests.exceptions.InvalidSchema) and "SOCKS" not in reason:
         return TransferRefusedError(f"it redirects to something that is not HTTPS, refused ({reason})")
-    passing = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
+    if isinstance(error, requests.exceptions.ChunkedEncodingError):
+        return TransferInterruptedError("the connection was cut")
+    passing = (requests.ConnectionError, requests.Timeout)
     return TransferInterruptedError(reason) if isinstance(error, passing) else TransferRefusedError(reason)
 
 
