@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 Bools = npt.NDArray[np.bool_]
-Counts = npt.NDArray[np.int64]
+Counts = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Mask:
     Attributes:
         size_hw: Height and width of the image that the mask belongs to, in pixels.
         rle_counts: Run lengths in COCO's order (column by column, the first run outside the mask, possibly
-            of length zero), as `segment_anything` has them in its uncompressed RLE. They add up to H * W.
+            of length zero), as `segment_anything` has them in its uncompressed RLE; int32. They add up to H * W.
         bbox_xywh: Left, top, width and height as upstream reports them: the width is the last column minus
             the first, so a mask of one pixel has width 0. In pixels of the image.
         area: Pixels inside.
@@ -56,20 +56,14 @@ def encode_rle(mask: Bools) -> Counts:
     """Run lengths of a bool (H, W) mask in COCO's order (see `Mask.rle_counts`)."""
     columns = np.ascontiguousarray(mask.T).reshape(-1)
     changes = np.flatnonzero(columns[1:] != columns[:-1]) + 1
-    return counts_from_changes(changes, columns.size, starts_inside=bool(columns.size and columns[0]))
-
-
-def counts_from_changes(changes: Counts, n_pixels: int, *, starts_inside: bool) -> Counts:
-    """Run lengths from the ascending positions (1 to n_pixels - 1) where a column-major mask flips."""
-    edges = np.concatenate(([0], changes, [n_pixels])).astype(np.int64, copy=False)
-    counts = np.diff(edges)
-    return np.concatenate((np.zeros(1, np.int64), counts)) if starts_inside else counts
+    first = [0, 0] if columns.size and columns[0] else [0]
+    return np.diff(np.concatenate((first, changes, [columns.size]))).astype(np.int32)
 
 
 def box_xyxy_of_rle(counts: Counts, size_hw: tuple[int, int]) -> tuple[int, int, int, int]:
     """First column, first row, last column and last row of the mask; four zeros for an empty one."""
     height, _ = size_hw
-    edges = np.cumsum(counts)
+    edges = np.cumsum(counts, dtype=np.int64)
     starts, ends = edges[:-1:2], edges[1::2]
     filled = ends > starts
     starts, ends = starts[filled], ends[filled]

@@ -10,14 +10,18 @@ import torch
 from PIL import Image
 from segment_anything.modeling import Sam
 
-from rerun_loader_sam.engine.geometry import Crop, crops, is_cut_off, layer_point_grids, model_input_hw
-from rerun_loader_sam.engine.reference import ReferenceImage
+from rerun_loader_sam.engine.geometry import Crop, crops, layer_point_grids, model_input_hw
+from rerun_loader_sam.engine.parallel import in_order
+from rerun_loader_sam.engine.prompting import EmbeddedCrop, Filters
 from rerun_loader_sam.engine.suppression import suppress_duplicates
-from rerun_loader_sam.masks import Mask, box_xyxy_of_rle, encode_rle
+from rerun_loader_sam.masks import Mask
 
 Strategy = Literal["exhaustive", "adaptive"]
 OutputMode = Literal["binary_mask", "uncompressed_rle", "coco_rle"]
 Pixels = npt.NDArray[np.uint8]
+
+# Enough prompts to share a reading of the token-side weights, few enough to stop and to report soon.
+_CPU_BATCH = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,54 +160,28 @@ class AutomaticMaskGenerator:
     def _suppress(self, candidates: list[Mask]) -> list[int]:
         return suppress_duplicates(candidates, [mask.predicted_iou for mask in candidates], self.box_nms_thresh)
 
-    @torch.no_grad()
     def _crop_masks(self, image: Pixels, crop: Crop) -> Iterator[tuple[int, list[Mask]]]:
         """For each batch of prompts, how many it answered and the masks that pass the filters."""
-        x0, y0, x1, y1 = crop.box_xyxy
-        image_hw = (image.shape[0], image.shape[1])
-        long_side = self.model.image_encoder.img_size
-        input_hw = model_input_hw(crop.size_hw, long_side)
-        resized = Image.fromarray(image[y0:y1, x0:x1]).resize(input_hw[::-1], Image.Resampling.BILINEAR)
-        pixels = torch.from_numpy(np.array(resized)).to(self.model.device).permute(2, 0, 1)[None]
-        embedded = ReferenceImage(self.model, self.model.image_encoder(self.model.preprocess(pixels)))
-
+        filters = Filters(self.pred_iou_thresh, self.stability_score_thresh, self.stability_score_offset)
+        embedding = self._embed(image, crop)
+        embedded = EmbeddedCrop(self.model, embedding, crop, (image.shape[0], image.shape[1]), filters)
         points = self.point_grids[crop.layer] * np.array(crop.size_hw[::-1])
-        scale = np.array([input_hw[1] / crop.size_hw[1], input_hw[0] / crop.size_hw[0]])
-        threshold, offset = self.model.mask_threshold, self.stability_score_offset
-        for start in range(0, len(points), self.points_per_batch):
-            batch = points[start : start + self.points_per_batch]
-            prediction = embedded.predict(torch.from_numpy((batch * scale).astype(np.float32)).to(self.model.device))
-            keep = prediction.predicted_iou > self.pred_iou_thresh
-            if self.pred_iou_thresh <= 0:
-                keep.fill_(True)
-            fresh: list[Mask] = []
-            for row, column in keep.nonzero().tolist():
-                logits = self.model.postprocess_masks(
-                    prediction.logits[row : row + 1, column : column + 1], input_hw, crop.size_hw
-                )[0, 0]
-                inner, outer = (int((logits > threshold + o).sum()) for o in (offset, -offset))
-                stability = inner / outer if outer else float("nan")
-                if self.stability_score_thresh > 0 and not stability >= self.stability_score_thresh:
-                    continue
-                full = np.zeros(image_hw, bool)
-                full[y0:y1, x0:x1] = (logits > threshold).cpu().numpy()
-                counts = encode_rle(full)
-                box = box_xyxy_of_rle(counts, image_hw)
-                if is_cut_off(box if full.any() else (x0, y0, x0, y0), crop, image_hw):
-                    continue
-                fresh.append(
-                    Mask(
-                        image_hw,
-                        counts,
-                        (float(box[0]), float(box[1]), float(box[2] - box[0]), float(box[3] - box[1])),
-                        int(counts[1::2].sum()),
-                        float(prediction.predicted_iou[row, column]),
-                        stability,
-                        (float(batch[row, 0] + x0), float(batch[row, 1] + y0)),
-                        crop.box_xywh,
-                    )
-                )
-            yield len(batch), fresh
+        size = self.points_per_batch
+        if embedding.device.type == "cpu":
+            size = min(size, _CPU_BATCH)
+        batches = [points[start : start + size] for start in range(0, len(points), size)]
+        for batch, masks in zip(batches, in_order(embedded.answer, batches, embedding.device), strict=True):
+            yield len(batch), masks
+
+    @torch.no_grad()
+    def _embed(self, image: Pixels, crop: Crop) -> torch.Tensor:
+        """The crop's embedding, (1, C, h, w)."""
+        x0, y0, x1, y1 = crop.box_xyxy
+        height, width = model_input_hw(crop.size_hw, self.model.image_encoder.img_size)
+        resized = Image.fromarray(image[y0:y1, x0:x1]).resize((width, height), Image.Resampling.BILINEAR)
+        pixels = torch.from_numpy(np.array(resized)).to(self.model.device).permute(2, 0, 1)[None]
+        embedding: torch.Tensor = self.model.image_encoder(self.model.preprocess(pixels))
+        return embedding
 
     def _record(self, mask: Mask) -> dict[str, object]:
         height, width = mask.size_hw

@@ -16,9 +16,9 @@ class ReferencePrediction:
     predicted_iou: torch.Tensor
     logits: torch.Tensor
 
-    def low_res_logits(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-        """Logits of chosen masks, (len(rows), h, w): of prompt rows[i] the mask columns[i]."""
-        return self.logits[rows, columns]
+    def low_res_logits(self, prompt: int, masks: list[int]) -> torch.Tensor:
+        """Logits of chosen masks of one prompt, (len(masks), h, w)."""
+        return self.logits[prompt, masks]
 
 
 class ReferenceImage:

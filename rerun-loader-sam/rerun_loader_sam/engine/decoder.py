@@ -1,0 +1,303 @@
+"""Point prompts against one embedded image, by the rearranged transformer of `engine.folding`."""
+
+from dataclasses import dataclass
+
+import torch
+from segment_anything.modeling import Sam
+from segment_anything.modeling.transformer import Attention, TwoWayTransformer
+from torch import Tensor
+
+from rerun_loader_sam.engine.folding import (
+    FoldedImage,
+    FoldedWeights,
+    by_head,
+    fold_image,
+)
+from rerun_loader_sam.engine.upscaling import FoldedUpscaling, UpscaledImage, can_fold_upscaling
+
+
+def can_fold(sam: Sam) -> bool:
+    """Whether the model's decoder is Meta's, in any size, so that the rearrangement holds."""
+    decoder = sam.mask_decoder
+    return type(decoder.transformer) is TwoWayTransformer and can_fold_upscaling(decoder)
+
+
+class FoldedDecoder:
+    """A model's decoder, prepared once."""
+
+    def __init__(self, sam: Sam) -> None:
+        self.sam = sam
+        self.weights = FoldedWeights(sam.mask_decoder.transformer)
+        self.upscaling = FoldedUpscaling(sam.mask_decoder)
+
+    def with_image(self, embedding: Tensor, input_hw: tuple[int, int]) -> "FoldedPrompts":
+        """The decoder for one image.
+
+        Args:
+            embedding: What the encoder gave, (1, C, h, w).
+            input_hw: The image's size as the model sees it, without padding: no logits are made beyond it.
+        """
+        encoder = self.sam.prompt_encoder
+        tokens = (embedding[0] + encoder.no_mask_embed.weight.view(-1, 1, 1)).flatten(1).t().contiguous()
+        positions = encoder.get_dense_pe()[0].flatten(1).t().contiguous()
+        return FoldedPrompts(self, fold_image(self.weights, tokens, positions), embedding.shape[-2:], input_hw)
+
+
+@dataclass(slots=True)
+class ImageState:
+    """The image tokens of some prompts: x = u * base + weights.T @ R + const (see `engine.folding`).
+
+    Attributes:
+        factor: u, (P, N); None while it is 1.
+        weights: K, (P, k, N); its rows are filled from layer to layer, the first `rows` are in use.
+        rows: How many rows of `weights` are in use.
+        values: The tokens' values that give R, of each layer so far: (P, heads, T, c).
+    """
+
+    factor: Tensor | None
+    weights: Tensor
+    rows: int
+    values: list[Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class FoldedPrediction:
+    """What a batch of P prompts gave, the masks not yet made.
+
+    Attributes:
+        predicted_iou: Of the masks of each prompt, (P, masks).
+        mask_tokens: The transformer's output tokens of these masks, (P, masks, C).
+        state: The image's side.
+        source: Makes logits of them.
+    """
+
+    predicted_iou: Tensor
+    mask_tokens: Tensor
+    state: ImageState
+    source: UpscaledImage
+
+    def low_res_logits(self, prompt: int, masks: list[int]) -> Tensor:
+        """Logits of chosen masks of one prompt, (len(masks), h, w), over the image without the padding."""
+        state = self.state
+        assert state.factor is not None  # noqa: S101  # every layer sets it, and there is one at least
+        return self.source.logits(
+            state.factor[prompt],
+            state.weights[prompt],
+            [values[prompt] for values in state.values],
+            self.mask_tokens[prompt],
+            masks,
+        )
+
+
+class FoldedPrompts:
+    """An embedded image that answers point prompts."""
+
+    def __init__(
+        self, decoder: FoldedDecoder, image: FoldedImage, grid_hw: tuple[int, int], input_hw: tuple[int, int]
+    ) -> None:
+        self._sam = decoder.sam
+        self._weights = decoder.weights
+        self._image = image
+        self._upscaled = decoder.upscaling.with_image(image.base, grid_hw, input_hw, decoder.weights)
+
+    def predict(self, points_xy: Tensor, together: int = 1) -> FoldedPrediction:
+        """Several masks for each foreground point.
+
+        Args:
+            points_xy: In pixels of the model's input, (P, 2).
+            together: Prompts whose image side is computed at once: one where it shall stay in a core's cache,
+                many where starting an operation is dear.
+        """
+        tokens = self._prompt_tokens(points_xy)
+        transformer, image = self._weights.transformer, self._image
+        n_prompts, n_tokens, _ = tokens.shape
+        n_image = image.base.shape[0]
+        heads = transformer.layers[0].cross_attn_image_to_token.num_heads
+        rows = sum(heads * n_tokens + (depth > 0) for depth in range(transformer.depth))
+        state = ImageState(None, tokens.new_empty(n_prompts, rows, n_image), 0, [])
+        factor = tokens.new_ones(n_prompts, n_image)
+        groups = [slice(start, start + together) for start in range(0, n_prompts, together)]
+
+        queries = self._attend_to_tokens(0, tokens, tokens)
+        wanted = self._read_queries(0, queries + tokens)
+        attended = torch.cat([self._read(0, wanted[group], None, None, None) for group in groups])
+        for depth, layer in enumerate(transformer.layers):
+            read: Attention = layer.cross_attn_token_to_image
+            queries = layer.norm2(queries + read.out_proj(attended.transpose(1, 2).flatten(2)))
+            queries = layer.norm3(queries + layer.mlp(queries))
+            write: Attention = layer.cross_attn_image_to_token
+            keys = by_head(write.k_proj(queries + tokens), heads) * (write.internal_dim // heads) ** -0.5
+            state.values.append(by_head(write.v_proj(queries), heads))
+            # The update of the image leaves the tokens alone, so that the next question is known before it:
+            # each prompt's image tokens are then updated and read in one go.
+            last = depth + 1 == transformer.depth
+            queries_next = queries if last else self._attend_to_tokens(depth + 1, queries, tokens)
+            wanted = self._read_queries(depth + 1, queries_next + tokens)
+            attended = self._write_and_read(depth, keys, wanted, state, factor, groups)
+            queries = queries_next
+        state.factor = factor
+        final: Attention = transformer.final_attn_token_to_image
+        out = transformer.norm_final_attn(queries + final.out_proj(attended.transpose(1, 2).flatten(2)))
+        decoder = self._sam.mask_decoder
+        # The first mask answers single-mask requests: upstream drops it when it is asked for several.
+        predicted_iou = decoder.iou_prediction_head(out[:, 0])[:, 1:]
+        return FoldedPrediction(predicted_iou, out[:, 2 : 1 + decoder.num_mask_tokens], state, self._upscaled)
+
+    def _prompt_tokens(self, points_xy: Tensor) -> Tensor:
+        labels = torch.ones(len(points_xy), 1, dtype=torch.int, device=points_xy.device)
+        sparse, _ = self._sam.prompt_encoder(points=(points_xy[:, None], labels), boxes=None, masks=None)
+        decoder = self._sam.mask_decoder
+        output = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+        return torch.cat([output.expand(len(sparse), -1, -1), sparse], dim=1)
+
+    def _attend_to_tokens(self, depth: int, queries: Tensor, tokens: Tensor) -> Tensor:
+        layer = self._weights.transformer.layers[depth]
+        if layer.skip_first_layer_pe:
+            return layer.norm1(layer.self_attn(q=queries, k=queries, v=queries))  # type: ignore[no-any-return]
+        placed = queries + tokens
+        return layer.norm1(queries + layer.self_attn(q=placed, k=placed, v=queries))  # type: ignore[no-any-return]
+
+    def _read_attention(self, depth: int) -> Attention:
+        transformer = self._weights.transformer
+        if depth == transformer.depth:
+            return transformer.final_attn_token_to_image
+        return transformer.layers[depth].cross_attn_token_to_image
+
+    def _read_queries(self, depth: int, placed: Tensor) -> Tensor:
+        attention = self._read_attention(depth)
+        scale = (attention.internal_dim // attention.num_heads) ** -0.5
+        return by_head(attention.q_proj(placed), attention.num_heads) * scale
+
+    def _added_rows(self, values: list[Tensor], depth: int) -> Tensor:
+        """R of the image tokens that enter layer `depth`, as far as `values` go: (P, k, C)."""
+        return _stack_rows(values, *self._weights.spread_before(depth))
+
+    def _write_and_read(
+        self, depth: int, keys: Tensor, wanted: Tensor, state: ImageState, factor: Tensor, groups: list[slice]
+    ) -> Tensor:
+        """Image-to-token update of layer `depth` and the next token-to-image attention: (P, heads, T, c)."""
+        update = self._weights.updates[depth]
+        heads = keys.shape[1]
+        # Products that belong to the tokens' side are small; they are made for all prompts at once.
+        scores_of_rows: Tensor | None = None
+        if depth:
+            write = self._weights.transformer.layers[depth].cross_attn_image_to_token
+            added = self._added_rows(state.values[:-1], depth) @ write.q_proj.weight.t()
+            scores_of_rows = (keys @ by_head(added, heads).mT).flatten(1, 2)
+        before_norm = _stack_rows(state.values, update.spread, update.constants)
+        gram = before_norm @ before_norm.mT
+        attention = self._read_attention(depth + 1)
+        added = self._added_rows(state.values, depth + 1)
+        added_keys = by_head(added @ attention.k_proj.weight.t(), attention.num_heads)
+        added_values = by_head(added @ attention.v_proj.weight.t(), attention.num_heads)
+        read_scores = (wanted @ added_keys.mT).flatten(1, 2)
+
+        rows = state.rows
+        state.rows = gram.shape[-1]
+        attended: list[Tensor] = []
+        for group in groups:
+            weights = state.weights[group]
+            self._write(
+                depth,
+                keys[group],
+                None if scores_of_rows is None else scores_of_rows[group],
+                [values[group] for values in state.values],
+                gram[group],
+                weights,
+                rows,
+                factor[group],
+            )
+            attended.append(
+                self._read(
+                    depth + 1,
+                    wanted[group],
+                    read_scores[group],
+                    (weights[:, : state.rows], factor[group]),
+                    added_values[group],
+                )
+            )
+        return torch.cat(attended)
+
+    def _read(
+        self,
+        depth: int,
+        wanted: Tensor,
+        scores_of_rows: Tensor | None,
+        tokens: tuple[Tensor, Tensor] | None,
+        added_values: Tensor | None,
+    ) -> Tensor:
+        """Token-to-image attention of a group of prompts: (P, heads, T, c).
+
+        Before the first update (`tokens` is None) the image tokens are the same for all prompts.
+        """
+        read = self._image.reads[depth]
+        scores = wanted @ read.keys
+        if tokens is None or scores_of_rows is None or added_values is None or read.keys_pe is None:
+            return torch.softmax(scores, -1, out=scores) @ read.values + read.value_shift
+        weights, factor = tokens
+        scores *= factor[:, None, None]
+        flat = scores.flatten(1, 2)
+        _add_product(scores, wanted, read.keys_pe)
+        torch.baddbmm(flat, scores_of_rows, weights, out=flat)
+        torch.softmax(scores, -1, out=scores)
+        from_rows = (flat @ weights.mT).view(*scores.shape[:3], -1) @ added_values
+        scores *= factor[:, None, None]
+        return scores @ read.values + from_rows + read.value_shift
+
+    def _write(
+        self,
+        depth: int,
+        keys: Tensor,
+        scores_of_rows: Tensor | None,
+        values: list[Tensor],
+        gram: Tensor,
+        weights: Tensor,
+        rows: int,
+        factor: Tensor,
+    ) -> None:
+        """Image-to-token attention and layer norm of a group of prompts, in place in `weights` and `factor`."""
+        write, update = self._image.writes[depth], self._weights.updates[depth]
+        heads, n_tokens = keys.shape[1:3]
+        scores = keys @ write.queries
+        if scores_of_rows is not None and write.queries_pe is not None:
+            scores *= factor[:, None, None]
+            _add_product(scores, keys, write.queries_pe)
+            flat = scores.flatten(1, 2)
+            torch.baddbmm(flat, scores_of_rows, weights[:, :rows], out=flat)
+        new = weights[:, rows : rows + heads * n_tokens]
+        torch.softmax(scores, 2, out=new.unflatten(1, (heads, n_tokens)))
+        used = weights[:, : gram.shape[-1]]
+        if depth:
+            used[:, rows + heads * n_tokens] = 1
+        # |u * base + K.T R|^2 = u^2 |base|^2 + K . (2 u * (R base.T) + (R R.T) K), token by token
+        parts: list[Tensor] = []
+        for layer, (value, overlap) in enumerate(zip(values, write.overlaps, strict=True)):
+            parts.append((value @ overlap).flatten(1, 2))
+            if layer:
+                parts.append(write.constant_overlaps[layer - 1].expand(len(keys), 1, -1))
+        form = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+        form *= 2 * factor[:, None]
+        torch.baddbmm(form, gram, used, out=form)
+        form *= used
+        square = torch.addcmul(form.sum(1), factor.square(), write.square_norms)
+        denominator = (square.clamp_(min=0) / update.scale.numel() + update.eps).rsqrt_()
+        used *= denominator[:, None]
+        factor *= denominator
+
+
+def _stack_rows(values: list[Tensor], spread: tuple[Tensor, ...], constants: Tensor) -> Tensor:
+    """R from the tokens' values: layer by layer heads * T rows, then the layer's constant: (P, k, C)."""
+    rows: list[Tensor] = []
+    for layer, (value, spreading) in enumerate(zip(values, spread, strict=True)):
+        rows.append((value @ spreading).flatten(1, 2))
+        if layer:
+            rows.append(constants[layer - 1].expand(len(value), 1, -1))
+    return torch.cat(rows, 1)
+
+
+def _add_product(scores: Tensor, left: Tensor, right: Tensor) -> None:
+    """scores += left @ right, where scores and left are (P, heads, ...) and right (heads, ...)."""
+    if len(scores) == 1:
+        torch.baddbmm(scores[0], left[0], right, out=scores[0])
+    else:
+        scores += left @ right

@@ -1,0 +1,143 @@
+"""Mask logits from the transformer's output, only where a mask is wanted and the image is.
+
+Upstream's chain (Sam's mask decoder): a transposed convolution, layer norm, activation, another transposed
+convolution, activation, then a product with a vector made of the mask's token. Both convolutions have a kernel and a
+stride of 2, so each is one product of matrices; the first acts on image tokens in their folded form
+(`engine.folding`). Channels come first throughout, so that all products run along the image's tokens.
+"""
+
+import math
+
+import torch
+from segment_anything.modeling import MaskDecoder
+from segment_anything.modeling.common import LayerNorm2d
+from torch import Tensor, nn
+
+from rerun_loader_sam.engine.folding import FoldedWeights, centred
+
+# Tokens that a CPU upscales together: the widest intermediate, 16 * C / 8 floats a token, then stays near 1 MB.
+_TOKENS_AT_ONCE = 512
+
+
+def can_fold_upscaling(decoder: MaskDecoder) -> bool:
+    """Whether the decoder's upscaling is Meta's chain, in any width."""
+    chain = list(decoder.output_upscaling)
+    if len(chain) != 5 or not isinstance(chain[1], LayerNorm2d):
+        return False
+    convolutions = (chain[0], chain[3])
+    return all(
+        isinstance(layer, nn.ConvTranspose2d)
+        and layer.kernel_size == layer.stride == (2, 2)
+        and layer.padding == layer.output_padding == (0, 0)
+        and layer.dilation == (1, 1)
+        and layer.groups == 1
+        and layer.bias is not None
+        for layer in convolutions
+    )
+
+
+class FoldedUpscaling:
+    """The weights of the upscaling as matrices, prepared once per model."""
+
+    def __init__(self, decoder: MaskDecoder) -> None:
+        first, norm, self.first_activation, second, self.second_activation = decoder.output_upscaling
+        self.decoder = decoder
+        # (C, 4, C/4): the layer norm's centring is in it.
+        self.first_weight = centred(first.weight.flatten(2).transpose(1, 2))
+        self.first_bias = centred(first.bias).expand(4, -1)
+        self.norm_weight: Tensor = norm.weight[:, None]
+        self.norm_bias: Tensor = norm.bias[:, None]
+        self.eps: float = norm.eps
+        # (4 * C/8, C/4)
+        self.second_weight = second.weight.flatten(2).permute(2, 1, 0).flatten(0, 1).contiguous()
+        self.second_bias = second.bias.repeat(4)[:, None]
+
+    def with_image(
+        self, base: Tensor, grid_hw: tuple[int, int], input_hw: tuple[int, int], weights: FoldedWeights
+    ) -> "UpscaledImage":
+        """The upscaling for one image; see `UpscaledImage`."""
+        return UpscaledImage(self, base, grid_hw, input_hw, weights)
+
+
+class UpscaledImage:
+    """Makes logits for prompts of one image.
+
+    Args:
+        upscaling: The model's weights.
+        base: The image tokens' shared part, (N, C).
+        grid_hw: Tokens down and across, N = h * w.
+        input_hw: The image's size in the model's input, without padding.
+        weights: Of the transformer.
+    """
+
+    def __init__(
+        self,
+        upscaling: FoldedUpscaling,
+        base: Tensor,
+        grid_hw: tuple[int, int],
+        input_hw: tuple[int, int],
+        weights: FoldedWeights,
+    ) -> None:
+        self._upscaling = upscaling
+        # A token has four logits along a side. Interpolation looks one beyond the image's last one.
+        tokens_per_pixel = max(grid_hw) / max(input_hw)
+        self._grid_hw = grid_hw
+        self._rows, self._columns = (
+            min(tokens, math.ceil((math.ceil(4 * size * tokens_per_pixel) + 1) / 4))
+            for tokens, size in zip(grid_hw, input_hw, strict=True)
+        )
+        self._rows_at_once = self._rows
+        if base.device.type == "cpu":
+            self._rows_at_once = max(_TOKENS_AT_ONCE // self._columns, 1)
+        first = upscaling.first_weight.flatten(1)
+        self._base = self._within_image((base @ first).t()).contiguous()
+        constant = weights.shifts[-1] @ first + upscaling.first_bias.flatten()
+        self._constant = constant[:, None]
+        self._spread = tuple(rows @ first for rows in weights.final_spread)
+        self._constants = weights.final_constants @ first
+
+    def logits(
+        self, factor: Tensor, weights: Tensor, values: list[Tensor], mask_tokens: Tensor, masks: list[int]
+    ) -> Tensor:
+        """Logits of some masks of one prompt.
+
+        Args:
+            factor: u, (N,).
+            weights: K, (k, N).
+            values: The tokens' values of each layer, (heads, T, c).
+            mask_tokens: The output tokens of the multi-mask outputs, (masks, C).
+            masks: Which of them are wanted.
+
+        Returns:
+            float32, (len(masks), 4 * rows, 4 * columns): tokens that lie in the padding are left out.
+        """
+        upscaling = self._upscaling
+        heads = upscaling.decoder.output_hypernetworks_mlps
+        hyper = torch.stack([heads[mask + 1](mask_tokens[mask]) for mask in masks])
+        rows: list[Tensor] = []
+        for layer, (value, spread) in enumerate(zip(values, self._spread, strict=True)):
+            rows.append((value @ spread).flatten(0, 1))
+            if layer:
+                rows.append(self._constants[layer - 1][None])
+        added = torch.cat(rows).t().contiguous()
+        height, width = self._rows, self._columns
+        weights, factor = self._within_image(weights), self._within_image(factor)
+        out = added.new_empty(4, 4, len(masks), height, width)
+        for start in range(0, height, self._rows_at_once):
+            rows_here = slice(start, start + self._rows_at_once)
+            part = weights[:, rows_here].flatten(1)
+            hidden = torch.addcmul(self._constant, self._base[:, rows_here].flatten(1), factor[rows_here].flatten())
+            hidden = torch.addmm(hidden, added, part).unflatten(0, (4, -1))
+            scale = (hidden.square().mean(1, keepdim=True) + upscaling.eps).rsqrt_()
+            hidden = torch.addcmul(upscaling.norm_bias, hidden.mul_(scale), upscaling.norm_weight)
+            hidden = upscaling.first_activation(hidden)
+            hidden = (upscaling.second_weight @ hidden).add_(upscaling.second_bias)
+            hidden = upscaling.second_activation(hidden).unflatten(1, (4, -1))
+            out[:, :, :, rows_here] = (hyper @ hidden).unflatten(-1, (-1, width))
+        # (dy dx, ey ex, mask, y, x) to (mask, y dy ey, x dx ex)
+        fine = out.view(2, 2, 2, 2, len(masks), height, width)
+        return fine.permute(4, 5, 0, 2, 6, 1, 3).reshape(len(masks), 4 * height, 4 * width)
+
+    def _within_image(self, by_token: Tensor) -> Tensor:
+        """(..., N) as (..., rows, columns) without the tokens that lie in the padding."""
+        return by_token.unflatten(-1, self._grid_hw)[..., : self._rows, : self._columns]
