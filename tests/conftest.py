@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from sdks import Sdk, install_sdk
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "coffee.jpg"

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from sdks import Sdk
 
 _DTYPES = {6: np.uint8, 7: np.uint16, 33: np.float32}  # rerun's ChannelDatatype: U8, U16, F32

@@ -1,0 +1,119 @@
+"""Every mode that Pillow reads, as a viewer shows it and as the model sees it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rerun_loader_sam.errors import UserError
+from rerun_loader_sam.images import load_image
+
+SIZE = (7, 5)  # width, height
+
+
+def save(tmp_path: Path, image: Image.Image, form: str, **options: object) -> Path:
+    path = tmp_path / f"image.{form.lower()}"
+    image.save(path, format=form, **options)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("mode", "form", "color_model"),
+    [
+        ("1", "PNG", "L"),
+        ("L", "PNG", "L"),
+        ("P", "GIF", "RGB"),
+        ("P", "PNG", "RGB"),
+        ("RGB", "JPEG", "RGB"),
+        ("CMYK", "TIFF", "RGB"),
+        ("CMYK", "JPEG", "RGB"),
+        ("YCbCr", "JPEG", "RGB"),
+        ("LAB", "TIFF", "RGB"),
+        ("RGBA", "PNG", "RGBA"),
+        ("LA", "PNG", "RGBA"),
+        ("I;16", "TIFF", "L"),
+        ("I;16", "PNG", "L"),
+        ("I", "TIFF", "L"),
+        ("F", "TIFF", "L"),
+    ],
+)
+def test_every_mode_is_shown_and_seen(mode: str, form: str, color_model: str, tmp_path: Path) -> None:
+    loaded = load_image(save(tmp_path, Image.new(mode, SIZE), form), 1)
+    assert loaded.color_model == color_model
+    assert loaded.size_hw == (5, 7)
+    assert loaded.rgb.shape == (5, 7, 3)
+    assert loaded.rgb.dtype == np.uint8
+    assert loaded.pixels.shape == {"L": (5, 7), "RGB": (5, 7, 3), "RGBA": (5, 7, 4)}[color_model]
+
+
+def test_deep_grey_is_shown_as_it_is_and_stretched_for_the_model(tmp_path: Path) -> None:
+    values = np.array([[1000, 2000], [3000, 1000]], np.uint16)
+    loaded = load_image(save(tmp_path, Image.fromarray(values), "PNG"), 1)
+    assert loaded.pixels.dtype == np.uint16
+    assert np.array_equal(loaded.pixels, values)
+    assert loaded.rgb[:, :, 0].tolist() == [[0, 127], [255, 0]]
+    assert "16-bit" in loaded.note
+
+
+def test_values_that_are_no_numbers_do_no_harm(tmp_path: Path) -> None:
+    values = np.array([[np.nan, 0.0], [np.inf, 4.0]], np.float32)
+    loaded = load_image(save(tmp_path, Image.fromarray(values), "TIFF"), 1)
+    assert loaded.rgb[:, :, 0].tolist() == [[0, 0], [255, 255]]
+    empty = np.full((2, 2), np.nan, np.float32)
+    assert load_image(save(tmp_path, Image.fromarray(empty), "TIFF"), 1).rgb.max() == 0
+
+
+def test_transparency_lies_on_white_for_the_model(tmp_path: Path) -> None:
+    loaded = load_image(save(tmp_path, Image.new("RGBA", SIZE, (200, 0, 0, 0)), "PNG"), 1)
+    assert loaded.pixels[0, 0].tolist() == [200, 0, 0, 0]
+    assert loaded.rgb[0, 0].tolist() == [255, 255, 255]
+
+
+def test_a_palette_may_be_transparent(tmp_path: Path) -> None:
+    path = save(tmp_path, Image.new("P", SIZE), "GIF", transparency=0)
+    assert load_image(path, 1).color_model == "RGBA"
+
+
+def test_exif_turns_the_image_upright(tmp_path: Path) -> None:
+    image = Image.new("RGB", SIZE, "blue")
+    image.putpixel((0, 0), (255, 255, 255))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned a quarter to the left: the camera's top left is the photograph's top right
+    loaded = load_image(save(tmp_path, image, "PNG", exif=exif), 1)
+    assert loaded.size_hw == (7, 5)
+    assert loaded.pixels[0, 4].tolist() == [255, 255, 255]
+
+
+def test_the_first_frame_of_an_animation_is_taken(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", SIZE, color) for color in ("red", "green", "blue")]
+    path = save(tmp_path, frames[0], "GIF", save_all=True, append_images=frames[1:])
+    loaded = load_image(path, 1)
+    assert loaded.rgb[0, 0].tolist() == [255, 0, 0]
+    assert "first of 3 frames" in loaded.note
+
+
+def test_one_pixel_and_very_wide(tmp_path: Path) -> None:
+    assert load_image(save(tmp_path, Image.new("RGB", (1, 1)), "PNG"), 1).size_hw == (1, 1)
+    assert load_image(save(tmp_path, Image.new("L", (20000, 1)), "PNG"), 1).size_hw == (1, 20000)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_a_truncated_file_is_a_clear_error(share: float, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    path = save(tmp_path, Image.fromarray(noise), "PNG")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(UserError, match=r"cannot be read as an image \(.+\); nothing was segmented"):
+        load_image(path, 1)
+
+
+def test_too_many_pixels_are_refused_before_they_are_read(tmp_path: Path) -> None:
+    path = save(tmp_path, Image.new("1", (20000, 20000)), "PNG")
+    with pytest.raises(UserError, match="400 megapixels, more than the 200 allowed.*RERUN_SAM_MAX_MEGAPIXELS"):
+        load_image(path, 200)
+
+
+def test_a_file_that_is_gone_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"gone\.png is not there any more"):
+        load_image(tmp_path / "gone.png", 1)
