@@ -110,7 +110,7 @@ def test_a_truncated_file_is_a_clear_error(share: float, tmp_path: Path) -> None
 
 def test_too_many_pixels_are_refused_before_they_are_read(tmp_path: Path) -> None:
     path = save(tmp_path, Image.new("1", (20000, 20000)), "PNG")
-    with pytest.raises(UserError, match="400 megapixels, more than the 200 allowed.*RERUN_SAM_MAX_MEGAPIXELS"):
+    with pytest.raises(UserError, match=r"400 megapixels, more than the 200 allowed.*RERUN_SAM_MAX_MEGAPIXELS"):
         load_image(path, 200)
 
 

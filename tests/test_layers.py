@@ -1,5 +1,7 @@
 """Masks as class image and tensor, from none to more than a byte counts."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -67,5 +69,5 @@ def test_the_tensor_fits_its_limit_by_the_smallest_whole_number(size_hw: tuple[i
 def test_neighbouring_numbers_have_distinct_colors() -> None:
     colors = [class_color(number) for number in range(1, 61)]
     assert len(set(colors)) == 60
-    for one, other in zip(colors, colors[1:], strict=False):
+    for one, other in itertools.pairwise(colors):
         assert sum(abs(a - b) for a, b in zip(one, other, strict=True)) > 60

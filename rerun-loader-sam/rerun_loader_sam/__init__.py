@@ -4,10 +4,9 @@ For Python: `AutomaticMaskGenerator` is a faster drop-in for `segment_anything.S
 `load_model` loads a checkpoint for it. They are imported on first use: the loader's start must not pay for torch.
 """
 
-from typing import TYPE_CHECKING
-
 __version__ = "0.1.0"
 
+TYPE_CHECKING = False  # what type checkers take for true; importing typing would cost a third of what declining costs
 if TYPE_CHECKING:
     from rerun_loader_sam.engine.checkpoint import load_model as load_model
     from rerun_loader_sam.engine.generator import AutomaticMaskGenerator as AutomaticMaskGenerator

@@ -1,49 +1,68 @@
-"""This user's folders. Standard library only: the loader's start imports it."""
+"""This user's folders. Standard library only, without pathlib at the top: the loader's start imports it."""
 
 import os
 import stat
 import sys
-from pathlib import Path
 
 from rerun_loader_sam.errors import UserError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _NAME = "rerun-loader-sam"
 
 
-def _base(variable: str, macos: str, other: str) -> Path:
+def _base(variable: str, macos: str, other: str) -> str:
     """The base folder that `variable` (XDG base directory specification) names, else the platform's own."""
     value = os.environ.get(variable, "")
-    if value and Path(value).is_absolute():
-        return Path(value)
+    if os.path.isabs(value):
+        return value
+    home = os.path.expanduser("~")
     if sys.platform == "darwin":
-        return Path.home() / macos
+        return os.path.join(home, macos)
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    return Path.home() / other
+        return os.environ.get("LOCALAPPDATA") or os.path.join(home, "AppData", "Local")
+    return os.path.join(home, other)
 
 
-def cache_dir() -> Path:
+def _path(*parts: str) -> "Path":
+    from pathlib import Path
+
+    return Path(*parts)
+
+
+def _cache_path() -> str:
+    return os.path.join(_base("XDG_CACHE_HOME", "Library/Caches", ".cache"), _NAME)
+
+
+def cache_dir() -> "Path":
     """Checkpoints and results: what can be made again."""
-    return _base("XDG_CACHE_HOME", "Library/Caches", ".cache") / _NAME
+    return _path(_cache_path())
 
 
-def config_dir() -> Path:
+def config_dir() -> "Path":
     """`config.toml`."""
-    return _base("XDG_CONFIG_HOME", "Library/Application Support", ".config") / _NAME
+    return _path(_base("XDG_CONFIG_HOME", "Library/Application Support", ".config"), _NAME)
 
 
-def runtime_dir() -> Path:
+def runtime_path() -> str:
+    """`runtime_dir` as a text, for the loader's start."""
+    value = os.environ.get("XDG_RUNTIME_DIR", "")
+    if value and os.access(value, os.W_OK):
+        return os.path.join(value, _NAME)
+    return os.path.join(_cache_path(), "run")
+
+
+def runtime_dir() -> "Path":
     """Sockets, locks and claims: what does not outlive a login.
 
     Without XDG_RUNTIME_DIR it lies in the cache folder, not in /tmp: nobody else can take the name first.
     """
-    value = os.environ.get("XDG_RUNTIME_DIR", "")
-    if value and os.access(value, os.W_OK):
-        return Path(value) / _NAME
-    return cache_dir() / "run"
+    return _path(runtime_path())
 
 
-def ensure_private(folder: Path) -> Path:
+def ensure_private(folder: "Path") -> "Path":
     """Make `folder` (mode 0700) where it does not exist yet, and return it.
 
     Raises UserError where it cannot be made, or belongs to another user.

@@ -49,6 +49,12 @@ class Settings:
     """Size of `mask_tensor` in MiB; a larger one is reduced by a whole number."""
     max_megapixels: float = 200.0
     """Images with more pixels than this are refused."""
+    worker: bool = True
+    """Whether a background process of this user keeps the model in memory for the next image."""
+    worker_idle_s: float = 600.0
+    """After so many seconds without work that process ends."""
+    cache_mib: float = 256.0
+    """How much disk the masks of images that were segmented before may take, in MiB; 0 keeps none."""
 
     def generator_overrides(self) -> dict[str, int | float]:
         """The generator parameters that a person has set."""
@@ -85,6 +91,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "min_mask_region_area": (0, 1e9),
     "tensor_mib": (0.001, 4096),
     "max_megapixels": (0.001, 2000),
+    "worker_idle_s": (0, 1e7),
+    "cache_mib": (0, 1e6),
 }
 
 

@@ -51,11 +51,9 @@ def _is_image_head(head: bytes, name: str) -> bool:
         return True
     if head[:1] == b"P" and head[1:2] in b"123456f" and len(head) > 3 and head[2:3] in _PNM_BLANKS:
         return head[3:4] in b"0123456789" + _PNM_BLANKS
-    if head[:4] in (
-        b"\x00\x00\x01\x00",
-        b"\x00\x00\x02\x00",
-    ):  # icon or cursor: one image or more, 0 reserved
-        return len(head) >= 22 and 0 < int.from_bytes(head[4:6], "little") <= 256 and head[9:10] == b"\x00"
+    is_icon = head[:4] in (b"\x00\x00\x01\x00", b"\x00\x00\x02\x00") and len(head) >= 22
+    if is_icon and 0 < int.from_bytes(head[4:6], "little") <= 256 and head[9:10] == b"\x00":
+        return True  # icon or cursor: holds one image or more, and a reserved byte of each is zero
     if head[:1] == b"\n" and len(head) == _HEAD_BYTES:  # PCX: version, encoding, bits a pixel
         return head[1] <= 5 and head[2] <= 1 and head[3] in (1, 2, 4, 8) and name.lower().endswith(".pcx")
     if name.lower().endswith(".tga") and len(head) >= 18:  # Targa has no magic bytes
