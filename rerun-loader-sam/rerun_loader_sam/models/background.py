@@ -1,6 +1,6 @@
 """Fetching a checkpoint without anybody waiting for it, in a process of its own.
 
-`python -m rerun_loader_sam.models.background vit_b` is that process.
+`python -m rerun_loader_sam.models.background NAME URL` is that process.
 """
 
 import contextlib
@@ -16,8 +16,7 @@ from rerun_loader_sam.errors import UserError
 from rerun_loader_sam.models import store
 from rerun_loader_sam.models.download import fetch
 from rerun_loader_sam.models.lock import is_being_fetched, try_lock
-from rerun_loader_sam.models.registry import OFFICIAL, RemoteEntry, from_mirror
-from rerun_loader_sam.settings import load_settings
+from rerun_loader_sam.models.registry import OFFICIAL, RemoteEntry
 
 RETRY_AFTER_S = 600.0
 """An attempt that failed is not repeated before: someone offline opens many images in that time."""
@@ -114,7 +113,7 @@ def run(entry: RemoteEntry) -> int:
 
 
 def _spawn(entry: RemoteEntry) -> None:
-    command = [sys.executable, "-P", "-m", "rerun_loader_sam.models.background", entry.name]
+    command = [sys.executable, "-P", "-m", "rerun_loader_sam.models.background", entry.name, entry.url]
     with log_path(entry).open("wb") as log:
         process = subprocess.Popen(
             command,
@@ -161,13 +160,9 @@ def _log(line: str) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Fetch the official model that the one argument names, from where the settings say."""
-    (name,) = arguments
-    try:
-        return run(from_mirror(OFFICIAL[name], load_settings().checkpoint_url))
-    except UserError as error:
-        _log(str(error))
-        return 1
+    """Fetch the official model that the first argument names from the URL that is the second one."""
+    name, url = arguments
+    return run(dataclasses.replace(OFFICIAL[name], url=url))
 
 
 def _minutes(seconds: float) -> str:
