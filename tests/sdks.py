@@ -24,7 +24,8 @@ class Sdk:
     @property
     def viewer(self) -> Path:
         """The `rerun` program itself, without the Python script around it."""
-        return self.folder / "rerun_sdk" / "rerun_cli" / "rerun"
+        (program,) = [file for file in self.folder.rglob("rerun_cli/rerun") if file.is_file()]
+        return program
 
     def environment(self) -> dict[str, str]:
         """The variables of this process, with which a Python imports this SDK."""
