@@ -11,9 +11,10 @@ from PIL import Image
 from segment_anything.modeling import Sam
 
 from rerun_loader_sam.engine.geometry import Crop, crops, layer_point_grids, model_input_hw
-from rerun_loader_sam.engine.parallel import in_order
+from rerun_loader_sam.engine.encoder import encode
+from rerun_loader_sam.engine.parallel import Cores
 from rerun_loader_sam.engine.prompting import EmbeddedCrop, Filters
-from rerun_loader_sam.engine.suppression import suppress_duplicates
+from rerun_loader_sam.engine.suppression import clean_masks, suppress_duplicates
 from rerun_loader_sam.masks import Mask
 
 Strategy = Literal["exhaustive", "adaptive"]
@@ -141,47 +142,62 @@ class AutomaticMaskGenerator:
         done = 0
         found: list[Mask] = []
         for part in parts:
-            yield Progress("encode", done, total, [])
             candidates: list[Mask] = []
-            shown: set[int] = set()
-            for answered, fresh in self._crop_masks(image, part):
-                candidates += fresh
-                done += answered
-                kept = self._suppress(candidates)
-                new = [i for i in kept if i not in shown]
-                shown.update(new)
-                yield Progress("prompts", done, total, [candidates[i] for i in new])
-            found += [candidates[i] for i in self._suppress(candidates)]
+            shown: list[Mask] = []
+            with Cores(self.model.device) as cores:
+                for answered, fresh in self._crop_masks(image, part, cores):
+                    candidates += fresh
+                    done += answered
+                    if answered == 0:
+                        yield Progress("encode", done, total, [])
+                        continue
+                    # Only for showing: what a better mask has replaced cannot come back here, at the end it can.
+                    kept = {id(mask) for mask in self._suppress([*shown, *fresh])}
+                    new = [mask for mask in fresh if id(mask) in kept]
+                    shown = [mask for mask in shown if id(mask) in kept] + new
+                    yield Progress("prompts", done, total, new)
+            found += self._suppress(candidates)
         if len(parts) > 1:
             scores = [1 / (mask.crop_box_xywh[2] * mask.crop_box_xywh[3]) for mask in found]
             found = [found[i] for i in suppress_duplicates(found, scores, self.crop_nms_thresh)]
+        if self.min_mask_region_area > 0:
+            found = clean_masks(found, self.min_mask_region_area, max(self.box_nms_thresh, self.crop_nms_thresh))
         yield Progress("done", total, total, found)
 
-    def _suppress(self, candidates: list[Mask]) -> list[int]:
-        return suppress_duplicates(candidates, [mask.predicted_iou for mask in candidates], self.box_nms_thresh)
+    def _suppress(self, masks: list[Mask]) -> list[Mask]:
+        scores = [mask.predicted_iou for mask in masks]
+        return [masks[i] for i in suppress_duplicates(masks, scores, self.box_nms_thresh)]
 
-    def _crop_masks(self, image: Pixels, crop: Crop) -> Iterator[tuple[int, list[Mask]]]:
-        """For each batch of prompts, how many it answered and the masks that pass the filters."""
+    def _crop_masks(self, image: Pixels, crop: Crop, cores: Cores) -> Iterator[tuple[int, list[Mask]]]:
+        """How many prompts were answered and the masks that pass the filters, batch by batch.
+
+        Before the first batch, no prompts and no masks as often as a piece of the encoder's work is done.
+        """
         filters = Filters(self.pred_iou_thresh, self.stability_score_thresh, self.stability_score_offset)
-        embedding = self._embed(image, crop)
+        pieces = encode(self.model, self._resized(image, crop), cores)
+        while True:
+            try:
+                next(pieces)
+            except StopIteration as end:
+                embedding = end.value
+                break
+            yield 0, []
+        yield 0, []
         embedded = EmbeddedCrop(self.model, embedding, crop, (image.shape[0], image.shape[1]), filters)
         points = self.point_grids[crop.layer] * np.array(crop.size_hw[::-1])
         size = self.points_per_batch
         if embedding.device.type == "cpu":
             size = min(size, _CPU_BATCH)
         batches = [points[start : start + size] for start in range(0, len(points), size)]
-        for batch, masks in zip(batches, in_order(embedded.answer, batches, embedding.device), strict=True):
+        for batch, masks in zip(batches, cores.in_order(embedded.answer, batches), strict=True):
             yield len(batch), masks
 
-    @torch.no_grad()
-    def _embed(self, image: Pixels, crop: Crop) -> torch.Tensor:
-        """The crop's embedding, (1, C, h, w)."""
+    def _resized(self, image: Pixels, crop: Crop) -> torch.Tensor:
+        """The crop at the model's size, on the model's device: uint8, (1, 3, h, w)."""
         x0, y0, x1, y1 = crop.box_xyxy
         height, width = model_input_hw(crop.size_hw, self.model.image_encoder.img_size)
         resized = Image.fromarray(image[y0:y1, x0:x1]).resize((width, height), Image.Resampling.BILINEAR)
-        pixels = torch.from_numpy(np.array(resized)).to(self.model.device).permute(2, 0, 1)[None]
-        embedding: torch.Tensor = self.model.image_encoder(self.model.preprocess(pixels))
-        return embedding
+        return torch.from_numpy(np.array(resized)).to(self.model.device).permute(2, 0, 1)[None]
 
     def _record(self, mask: Mask) -> dict[str, object]:
         height, width = mask.size_hw

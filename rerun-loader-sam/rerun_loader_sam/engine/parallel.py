@@ -1,4 +1,4 @@
-"""Work on a CPU's cores: one batch of prompts for each core, and one core for each operation.
+"""Work on a CPU's cores: one piece of work for each core, and one core for each operation.
 
 Torch would rather split each operation. At the sizes that fit in a core's cache, waiting for one another at the end
 of every operation costs more than the work, and on a busy machine the slowest core sets the pace of all.
@@ -7,6 +7,7 @@ of every operation costs more than the work, and on a busy machine the slowest c
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
 from typing import TypeVar
 
 import torch
@@ -18,27 +19,47 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def in_order(work: Callable[[Item], Result], items: Iterable[Item], device: torch.device) -> Iterator[Result]:
-    """`work` of each item, in the items' order; items are taken as cores become free.
+class Cores:
+    """As many workers as torch has threads; on other devices than the CPU, the caller's thread alone.
 
-    On the CPU, as many items are worked on at once as torch has threads; on other devices one after another.
-    Closing the iterator drops what has not begun and waits for what has.
+    A context manager: leaving it drops what has not begun and waits for what has.
     """
-    n_threads = torch.get_num_threads()
-    if device.type != "cpu":
-        yield from map(work, items)
-        return
-    n_workers = min(n_threads, _MAX_WORKERS)
-    pool = ThreadPoolExecutor(n_workers, "prompts", torch.set_num_threads, (max(n_threads // n_workers, 1),))
-    pending: deque[Future[Result]] = deque()
-    try:
-        for item in items:
-            pending.append(pool.submit(work, item))
-            if len(pending) > n_workers:
+
+    def __init__(self, device: torch.device) -> None:
+        self._n_threads = torch.get_num_threads()
+        self._n_workers = min(self._n_threads, _MAX_WORKERS)
+        self._pool: ThreadPoolExecutor | None = None
+        if device.type == "cpu":
+            threads_each = max(self._n_threads // self._n_workers, 1)
+            self._pool = ThreadPoolExecutor(self._n_workers, "sam", torch.set_num_threads, (threads_each,))
+
+    def __enter__(self) -> "Cores":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            # Part of the setting is the process's, whichever thread makes it.
+            torch.set_num_threads(self._n_threads)
+
+    def in_order(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """`work` of each item, in the items' order; items are taken as workers become free."""
+        if self._pool is None:
+            yield from map(work, items)
+            return
+        pending: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                pending.append(self._pool.submit(work, item))
+                if len(pending) > self._n_workers:
+                    yield pending.popleft().result()
+            while pending:
                 yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-        # Part of the setting is the process's, whichever thread makes it.
-        torch.set_num_threads(n_threads)
+        finally:
+            for future in pending:
+                future.cancel()

@@ -1,12 +1,14 @@
-"""Non-maximum suppression of masks by their boxes."""
+"""Masks against one another: duplicates by their boxes, and again after small regions are gone."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torchvision.ops import nms
 
-from rerun_loader_sam.masks import Mask
+from rerun_loader_sam.engine.regions import without_small_regions
+from rerun_loader_sam.masks import Mask, box_xyxy_of_rle
 
 
 def suppress_duplicates(masks: Sequence[Mask], scores: Sequence[float], iou_threshold: float) -> list[int]:
@@ -25,3 +27,22 @@ def suppress_duplicates(masks: Sequence[Mask], scores: Sequence[float], iou_thre
     boxes_xyxy = torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], dim=1)
     kept: list[int] = nms(boxes_xyxy, torch.from_numpy(np.asarray(scores, np.float32)), iou_threshold).tolist()
     return kept
+
+
+def clean_masks(masks: Sequence[Mask], min_area: float, iou_threshold: float) -> list[Mask]:
+    """Masks without holes and islands below `min_area` pixels, and without the duplicates that this makes.
+
+    Masks that needed no cleaning come first and win over those that did.
+    """
+    cleaned: list[Mask] = []
+    scores: list[float] = []
+    for mask in masks:
+        counts, changed = without_small_regions(mask.rle_counts, mask.size_hw, min_area)
+        scores.append(float(not changed))
+        if changed:
+            x0, y0, x1, y1 = box_xyxy_of_rle(counts, mask.size_hw)
+            box_xywh = (float(x0), float(y0), float(x1 - x0), float(y1 - y0))
+            cleaned.append(replace(mask, rle_counts=counts, bbox_xywh=box_xywh, area=int(counts[1::2].sum())))
+        else:
+            cleaned.append(mask)
+    return [cleaned[i] for i in suppress_duplicates(cleaned, scores, iou_threshold)]
