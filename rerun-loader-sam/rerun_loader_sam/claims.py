@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TypedDict
+from typing import IO, NamedTuple, TypedDict
 
 from rerun_loader_sam.folders import ensure_private, runtime_dir
 
@@ -25,15 +25,24 @@ class _Entry(TypedDict):
     is_paired: bool  # the other executable came, and declined
 
 
-def claim(name: str, path: Path, recording_id: str) -> frozenset[str] | None:
-    """Claim `path` for the executable `name`, on behalf of the viewer that is this process's parent.
+class Process(NamedTuple):
+    """A loader's process, which need not be this one."""
+
+    pid: int
+    parent_pid: int
+    """Of the viewer that started it."""
+
+
+def claim(name: str, path: Path, recording_id: str, process: Process | None = None) -> frozenset[str] | None:
+    """Claim `path` for the executable `name`, on behalf of the viewer that is the parent of `process`, else of this.
 
     Returns None where another process does the work: the same path claimed under the other name (each claim
     answers one such call, so that a file that is opened twice is segmented twice), or a folder above it.
     Otherwise the paths below it, if it is a folder, that others were faster to claim: they are to be left out.
     """
+    loader = process or Process(os.getpid(), os.getppid())
     resolved, is_folder = os.path.realpath(path), path.is_dir()
-    with _entries_of_parent() as entries:
+    with _entries_of(loader.parent_pid) as entries:
         of_recording = [entry for entry in entries if entry["recording_id"] == recording_id]
         for entry in of_recording:
             if entry["is_folder"] and not is_folder and _is_below(resolved, entry["path"]):
@@ -41,7 +50,7 @@ def claim(name: str, path: Path, recording_id: str) -> frozenset[str] | None:
             if entry["path"] == resolved and entry["name"] != name and not entry["is_paired"]:
                 entry["is_paired"] = True
                 return None
-        if not is_folder and _folder_is_coming(resolved, recording_id):
+        if not is_folder and _folder_is_coming(loader, resolved, recording_id):
             return None
         entries.append(
             _Entry(name=name, recording_id=recording_id, path=resolved, is_folder=is_folder, is_paired=False)
@@ -54,10 +63,9 @@ def _is_below(path: str, folder: str) -> bool:
 
 
 @contextlib.contextmanager
-def _entries_of_parent() -> Iterator[list[_Entry]]:
-    """The claims on behalf of the parent process, locked; what they are afterwards is written back."""
+def _entries_of(parent: int) -> Iterator[list[_Entry]]:
+    """The claims on behalf of the process `parent`, locked; what they are afterwards is written back."""
     folder = ensure_private(runtime_dir() / "claims")
-    parent = os.getppid()
     _remove_stale(folder)
     with (folder / f"{parent}-{_start_time(parent)}").open("a+", encoding="utf-8") as file:
         _lock(file)
@@ -108,21 +116,21 @@ def _remove_stale(folder: Path) -> None:
             file.unlink(missing_ok=True)
 
 
-def _folder_is_coming(path: str, recording_id: str) -> bool:
+def _folder_is_coming(loader: Process, path: str, recording_id: str) -> bool:
     """Whether the viewer has also started a loader for a folder above `path`, which has yet to state its claim.
 
     A viewer starts the loader of a folder before those of its files, but the system may run them in any order.
     """
     folders = [str(parent) for parent in Path(path).parents if parent != parent.parent]
-    for command in _sibling_commands():
+    for command in _sibling_commands(loader):
         if f"--recording-id {recording_id}" in command and any(f" {folder} --" in command for folder in folders):
             return True
     return False
 
 
-def _sibling_commands() -> Iterator[str]:
+def _sibling_commands(loader: Process) -> Iterator[str]:
     """The command lines of the other processes with the same parent, arguments joined by single spaces."""
-    parent, me = os.getppid(), os.getpid()
+    parent, me = loader.parent_pid, loader.pid
     if not Path("/proc/self/stat").exists():
         listing = subprocess.run(
             ["ps", "-axwwo", "ppid=,pid=,command="],

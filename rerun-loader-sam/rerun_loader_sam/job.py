@@ -1,20 +1,27 @@
 """One request from its path to the last byte: reads, logs, segments, logs."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from rerun_loader_sam import __version__
-from rerun_loader_sam.errors import describe
-from rerun_loader_sam.images import LoadedImage, load_image
+from rerun_loader_sam.errors import UserError, describe
+from rerun_loader_sam.images import load_image
 from rerun_loader_sam.masks import Mask
 from rerun_loader_sam.models.background import start_fetch
 from rerun_loader_sam.protocol import Request
 from rerun_loader_sam.recording import contents
 from rerun_loader_sam.recording.stream import Recording, printable
-from rerun_loader_sam.segmenter import LoadedModel, Segmenter
+from rerun_loader_sam.results import Result, ResultCache
+from rerun_loader_sam.segmenter import LoadedModel, Stream
 from rerun_loader_sam.settings import Settings
 from rerun_loader_sam.sniff import iter_images
+from rerun_loader_sam.stamp import FileStamp, file_stamp
 
 PROGRESS_EVERY_S = 2.0
 
@@ -24,21 +31,28 @@ class Job:
 
     target: called with RRD bytes as early as they exist, or the file to write.
     report: called with each line of the log and its level (INFO, WARN, ERROR), for a person at a terminal.
+    drawing: entered while an image, or its masks, are made into bytes: both take memory.
+    results: where masks of images that have not changed come from.
     """
 
     def __init__(
         self,
         request: Request,
         settings: Settings,
-        segmenter: Segmenter,
+        segmenter: Stream,
         target: Callable[[bytes], None] | Path,
         report: Callable[[str, str], None] = lambda text, level: None,
+        *,
+        drawing: Callable[[], AbstractContextManager[None]] = nullcontext,
+        results: ResultCache | None = None,
     ) -> None:
         self._request = request
         self._settings = settings
         self._segmenter = segmenter
         self._target = target
         self._report = report
+        self._drawing = drawing
+        self._results = results
         self._recording: Recording | None = None
         self._annotated_count = -1
         self._has_description = False
@@ -57,10 +71,10 @@ class Job:
 
     def _run(self, left_out: frozenset[str]) -> None:
         request = self._request
-        if not request.path.is_dir():
-            self._file(request.path)
+        if not request.location.is_dir():
+            self._file(request.location)
             return
-        paths = [path for path in iter_images(str(request.path)) if path not in left_out]
+        paths = [path for path in iter_images(str(request.location)) if path not in left_out]
         failures = [error for error in self._folder(paths) if error]
         if failures and len(failures) == len(paths):
             raise failures[0]
@@ -85,6 +99,29 @@ class Job:
 
     def _image(self, step: int, path: Path) -> None:
         started = time.monotonic()
+        with self._drawing():
+            shown = self._show(step, path)
+        key = self._results.key(path, shown.stamp) if self._results else None
+        result = self._results.find(key) if self._results and key else None
+        if result is None:
+            result = self._segment(step, shown, started)
+            if self._results and key:
+                self._results.keep(key, result)
+        else:
+            self._introduce(step, result.model)
+            made = time.strftime("%Y-%m-%d %H:%M", time.localtime(result.made_at_s))
+            self._log(step, f"The same image was segmented by {result.model.chosen.name} before, on {made}")
+        with self._drawing():
+            self._draw(step, result.masks, shown.size_hw)
+        count = f"{len(result.masks)} masks" if len(result.masks) != 1 else "1 mask"
+        self._log(step, f"{count} in {time.monotonic() - started:.1f} s, by {result.model.chosen.name}")
+
+    def _show(self, step: int, path: Path) -> "_Shown":
+        """Log the image, before anything else."""
+        try:
+            stamp = file_stamp(path)
+        except OSError as error:
+            raise UserError(f"{path}: {(error.strerror or str(error)).lower()}; nothing was segmented") from error
         image = load_image(path, self._settings.max_megapixels)
         recording = self._open(step)
         contents.log_image(recording, image.pixels, image.color_model)
@@ -94,23 +131,23 @@ class Job:
         height, width = image.size_hw
         note = f" ({image.note})" if image.note else ""
         self._log(step, f"{printable(path.name)}: {width} x {height} pixels{note}")
+        # Those that have to wait are read again, so that any number of them takes no memory.
+        return _Shown(path, stamp, image.size_hw, image.rgb if self._segmenter.is_free else None)
 
-        model = self._prepare(step)
-        self._log(step, f"Segmenting with {model.chosen.name} on {model.device}")
-        masks = self._segment(step, image, started)
+    def _draw(self, step: int, masks: list[Mask], size_hw: tuple[int, int]) -> None:
+        recording = self._open(step)
         if len(masks) > self._annotated_count:
             self._annotated_count = len(masks)
             contents.log_annotations(recording, len(masks))
         tensor_limit_bytes = self._settings.tensor_mib * 2**20
-        reduction = contents.log_masks(recording, masks, image.size_hw, tensor_limit_bytes)
+        reduction = contents.log_masks(recording, masks, size_hw, tensor_limit_bytes)
+        recording.flush()
         if reduction > 1:
             self._log(
                 step,
                 f"mask_tensor holds every {reduction}th row and column, to stay within "
                 f"{self._settings.tensor_mib:g} MiB (RERUN_SAM_TENSOR_MIB)",
             )
-        count = f"{len(masks)} masks" if len(masks) != 1 else "1 mask"
-        self._log(step, f"{count} in {time.monotonic() - started:.1f} s, by {model.chosen.name}")
 
     def _open(self, step: int) -> Recording:
         if self._recording is None:
@@ -124,35 +161,64 @@ class Job:
         recording.flush()
         self._report(text, level)
 
-    def _prepare(self, step: int) -> LoadedModel:
-        """The model, with what a person needs to know of it in the log."""
-        model = self._segmenter.prepare()
-        if not self._has_description:
-            self._has_description = True
-            contents.log_description(self._open(step), _description(model))
-            if model.chosen.is_fallback:
-                self._log(step, model.chosen.hint, "WARN")
-            if model.chosen.to_fetch:
-                self._log(step, start_fetch(model.chosen.to_fetch))
-        return model
+    def _introduce(self, step: int, model: LoadedModel) -> None:
+        """Log what a person needs to know of the model, once."""
+        if self._has_description:
+            return
+        self._has_description = True
+        contents.log_description(self._open(step), _description(model))
+        if model.chosen.is_fallback:
+            self._log(step, model.chosen.hint, "WARN")
+        if model.chosen.to_fetch:
+            self._log(step, start_fetch(model.chosen.to_fetch))
 
-    def _segment(self, step: int, image: LoadedImage, started: float) -> list[Mask]:
+    def _segment(self, step: int, shown: "_Shown", started: float) -> Result:
+        model: LoadedModel | None = None
         masks: list[Mask] = []
         found = 0
         reported = time.monotonic()
-        for progress in self._segmenter.segment(image.rgb):
-            if progress.stage == "done":
-                masks = progress.masks
+        if not self._segmenter.is_free:
+            self._log(step, "Waits for the images before it")
+        for event in self._segmenter.stream(lambda: self._pixels(shown)):
+            if isinstance(event, LoadedModel):
+                model = event
+                self._introduce(step, model)
+                self._log(step, f"Segmenting with {model.chosen.name} on {model.device}")
+                continue
+            if event.stage == "done":
+                masks = event.masks
             else:
-                found += len(progress.masks)
+                found += len(event.masks)
             now = time.monotonic()
-            if progress.stage != "done" and now - reported >= PROGRESS_EVERY_S:
+            if event.stage != "done" and now - reported >= PROGRESS_EVERY_S:
                 reported = now
-                text = f"{progress.stage}: {100 * progress.done // max(1, progress.total)} %"
+                text = f"{event.stage}: {100 * event.done // max(1, event.total)} %"
                 if found:
                     text += f", {found} candidate masks"
                 self._log(step, f"{text}, {now - started:.0f} s")
-        return masks
+        if model is None:
+            raise RuntimeError("the segmenter named no model")
+        return Result(masks, model, time.time())
+
+    def _pixels(self, shown: "_Shown") -> NDArray[np.uint8]:
+        """The image as the model sees it, (H, W, 3), uint8. Raises UserError where it was changed since."""
+        if shown.rgb is not None:
+            return shown.rgb
+        rgb = load_image(shown.path, self._settings.max_megapixels).rgb
+        if rgb.shape[:2] != shown.size_hw or file_stamp(shown.path) != shown.stamp:
+            raise UserError(f"{shown.path} was changed while it waited for its turn; open it again")
+        return rgb
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shown:
+    """An image that is in the viewer, and has yet to be segmented."""
+
+    path: Path
+    stamp: FileStamp
+    size_hw: tuple[int, int]
+    rgb: NDArray[np.uint8] | None
+    """(H, W, 3), unless it is to be read again."""
 
 
 def _description(model: LoadedModel) -> str:

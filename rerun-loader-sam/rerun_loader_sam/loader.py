@@ -10,6 +10,10 @@ from rerun_loader_sam.sniff import OTHER, kind_of
 
 NOT_MINE = 66  # of the protocol: a loader that does not know this kind of file
 ERROR = 1
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
+BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+_FOR_COMMAND = ("-h", "--help", "--version")  # and --save: flags that a viewer never passes
 
 
 def main() -> None:
@@ -25,10 +29,22 @@ def main() -> None:
             if sys.stderr is not None and sys.stderr.isatty():
                 say(f"{arguments[0]} is no image and no folder that holds one; left alone")
             sys.exit(NOT_MINE)
+        if _is_for_worker(arguments):
+            from rerun_loader_sam.worker.client import hand_over, is_supported, segment_order
+
+            code = hand_over(segment_order(arguments)) if is_supported() else None
+            if code is not None:
+                sys.exit(code)
 
     from rerun_loader_sam.command import run
 
     sys.exit(run(arguments))
+
+
+def _is_for_worker(arguments: "list[str]") -> bool:
+    """Whether a worker that runs already can do it without a look at settings and arguments here."""
+    is_plain = not any(argument.startswith("--save") or argument in _FOR_COMMAND for argument in arguments)
+    return is_plain and "RERUN_SAM_WORKER" not in os.environ and not os.isatty(1)
 
 
 def say(text: str, fd: int = 2) -> None:

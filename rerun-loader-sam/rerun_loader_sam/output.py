@@ -8,9 +8,7 @@ import threading
 from pathlib import Path
 
 from rerun_loader_sam.errors import UserError
-
-INTERRUPTED = 130  # 128 + SIGINT, as shells count
-BROKEN_PIPE = 141  # 128 + SIGPIPE
+from rerun_loader_sam.loader import BROKEN_PIPE, INTERRUPTED
 
 
 class RrdPipe:

@@ -32,6 +32,13 @@ class Request:
     entity_path_prefix: str = ""
     is_static: bool = False
     times: tuple[Time, ...] = ()
+    cwd: Path = Path()
+    """What `path` is relative to, if it is: the folder of the process that was asked."""
+
+    @property
+    def location(self) -> Path:
+        """Where the file lies for whichever process reads it; `path` is what it is called."""
+        return self.cwd / self.path
 
     @property
     def is_into_opened(self) -> bool:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rerun_loader_sam.errors import UserError
 from rerun_loader_sam.models.choose import ChosenModel, choose_model
 from rerun_loader_sam.settings import Settings
+from rerun_loader_sam.stamp import FileStamp, file_stamp
 
 if TYPE_CHECKING:
     from rerun_loader_sam.engine.generator import AutomaticMaskGenerator, Progress
     from rerun_loader_sam.masks import Mask
+
+ReadImage = Callable[[], NDArray[np.uint8]]
+"""Gives an image (H, W, 3), uint8, when it is needed: images that wait need no memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,18 +30,46 @@ class LoadedModel:
     chosen: ChosenModel
     device: str
     parameters: dict[str, int | float | str]
+    stamp: FileStamp
+    """Of the checkpoint."""
+
+
+class Stream(Protocol):
+    """What a job needs of a segmenter, wherever that is."""
+
+    @property
+    def is_free(self) -> bool:
+        """Whether an image that is asked for now is segmented at once."""
+
+    def stream(self, read_rgb: ReadImage) -> Generator[LoadedModel | Progress]:
+        """Segment an image when its turn comes: first the model that does it, then how far it is.
+
+        Closing the iterator ends the work. Raises what `read_rgb` does, and UserError where there is no model.
+        """
 
 
 class Segmenter:
     """Segments images with the model that the settings ask for.
 
-    The choice is made anew for each image: a checkpoint that has arrived meanwhile is used from then on.
+    The choice is made anew for each image: a checkpoint that has arrived meanwhile, or was replaced, is used
+    from then on.
+
+    turn: held from the choice of the model until the image is segmented.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    is_free = True
+
+    def __init__(self, settings: Settings, turn: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
         self._settings = settings
-        self._loaded: LoadedModel | None = None
+        self._turn = turn
+        self.loaded: LoadedModel | None = None
         self._generator: AutomaticMaskGenerator | None = None
+
+    def stream(self, read_rgb: ReadImage) -> Generator[LoadedModel | Progress]:
+        """See `Stream`."""
+        with self._turn():
+            yield self.prepare()
+            yield from self.segment(read_rgb())
 
     def prepare(self) -> LoadedModel:
         """Choose and load the model, unless it is loaded. Raises UserError where that is not possible."""
@@ -46,7 +80,12 @@ class Segmenter:
 
         device = choose_device(self._settings.device)
         chosen = choose_model(self._settings, device)
-        if self._loaded is None or self._loaded.chosen.path != chosen.path:
+        try:
+            stamp = file_stamp(chosen.path)
+        except OSError as error:
+            raise UserError(f"the checkpoint {chosen.path} cannot be read: {error.strerror or error}") from error
+        if self.loaded is None or (self.loaded.chosen.path, self.loaded.stamp) != (chosen.path, stamp):
+            self.loaded = self._generator = None  # never two in memory
             parameters = chosen.generator_parameters | self._settings.generator_overrides()
             strategy: Literal["exhaustive", "adaptive"] = (
                 "adaptive" if self._settings.strategy == "adaptive" else "exhaustive"
@@ -56,10 +95,10 @@ class Segmenter:
                 strategy=strategy,
                 **parameters,  # type: ignore[arg-type]  # the names and types of GeneratorParameters
             )
-            self._loaded = LoadedModel(chosen, device, parameters | {"strategy": strategy})
+            self.loaded = LoadedModel(chosen, device, parameters | {"strategy": strategy}, stamp)
         else:
-            self._loaded = dataclasses.replace(self._loaded, chosen=chosen)
-        return self._loaded
+            self.loaded = dataclasses.replace(self.loaded, chosen=chosen)
+        return self.loaded
 
     def segment(self, rgb: NDArray[np.uint8]) -> Iterator[Progress]:
         """Segment an image (H, W, 3), uint8; see `AutomaticMaskGenerator.iterate`. After `prepare` only."""

@@ -1,28 +1,50 @@
-"""One recording as a stream of RRD bytes."""
+"""One recording as a stream of RRD bytes, as a file, or in a viewer that is open."""
 
+import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import rerun as rr
+import rerun_bindings
 
 from rerun_loader_sam.protocol import Request, Time
 from rerun_loader_sam.recording.rrd import RrdJoiner
 
 SDK_VERSION = tuple(int(part) for part in re.findall(r"\d+", rr.__version__)[:3])
 _MAX_APPLICATION_ID = 180
+_IMAGE = "image"  # the entity that everything which lies over the image is logged below
+_BESIDE = "__properties/segment_anything"
+
+
+@dataclasses.dataclass(frozen=True)
+class ViewerTarget:
+    """A viewer that is open, to log into.
+
+    url: of its gRPC server, `rerun+http://HOST:PORT/proxy`.
+    image_entity: where the recording holds the image already, as the viewer itself writes the path. The image
+        is then not logged again, masks and boxes go below that entity, and all else to the recording's
+        properties, since any other entity with a picture or a text would open a view in the person's layout.
+    """
+
+    url: str
+    image_entity: str | None = None
+
+
+Target = Callable[[bytes], None] | Path | ViewerTarget
 
 
 class Recording:
     """Logs to the recording that a request names.
 
-    target: called with RRD bytes, which joined make one stream; or a file to write.
+    target: called with RRD bytes, which joined make one stream; or a file to write; or a viewer.
     """
 
-    def __init__(self, request: Request, target: Callable[[bytes], None] | Path) -> None:
+    def __init__(self, request: Request, target: Target) -> None:
         self._is_static = request.is_static
         self._prefix = entity_path_prefix(request)
+        self._image_entity = target.image_entity if isinstance(target, ViewerTarget) else None
         self._stream = rr.RecordingStream(
             application_id(request),
             recording_id=request.opened_recording_id or request.recording_id,
@@ -35,14 +57,26 @@ class Recording:
             # The SDK's own file has a footer, which bytes on their way through a pipe cannot have.
             rr.save(target, recording=self._stream)
             self._bytes = None
+        elif isinstance(target, ViewerTarget):
+            rr.connect_grpc(target.url, recording=self._stream)
+            self._bytes = None
         else:
             self._send = target
             self._bytes = rr.binary_stream(recording=self._stream)
         for time in request.times:
             self._set_time(time)
 
+    @property
+    def is_over_image(self) -> bool:
+        """Whether the recording holds the image already, and only what belongs over it is to be logged."""
+        return self._image_entity is not None
+
     def path(self, entity_path: str) -> str:
-        """`entity_path` below the prefix of this recording."""
+        """Where this recording has `entity_path`: below its prefix, or around the image that is there already."""
+        if self._image_entity is not None:
+            if entity_path == _IMAGE or entity_path.startswith(f"{_IMAGE}/"):
+                return self._image_entity + entity_path.removeprefix(_IMAGE)
+            return f"{_BESIDE}/{self._image_entity.strip('/')}/{entity_path}"
         return f"{self._prefix}/{entity_path}" if self._prefix else entity_path
 
     def set_sequence(self, timeline: str, value: int) -> None:
@@ -84,6 +118,18 @@ class Recording:
                 self._stream.set_time(time.timeline, timestamp=np.datetime64(time.value, "ns"))
 
 
+def release_finished() -> bool:
+    """Free the threads and the memory that the SDK keeps of recordings to which nobody refers any more.
+
+    Returns False where the SDK (before 0.24) cannot: a process that goes on recording then grows.
+    """
+    clean_up = getattr(rerun_bindings, "flush_and_cleanup_orphaned_recordings", None)
+    if clean_up is None:
+        return False
+    clean_up()
+    return True
+
+
 def application_id(request: Request) -> str:
     """The application to log under: the opened one, else the viewer's word, else what the viewer would choose.
 
@@ -92,7 +138,7 @@ def application_id(request: Request) -> str:
     """
     chosen = request.opened_application_id if request.is_into_opened else request.application_id
     if SDK_VERSION >= (0, 36):
-        text = chosen or request.path.stem or request.path.resolve().name
+        text = chosen or request.path.stem or request.location.resolve().name
         return re.sub(r"[^A-Za-z0-9_\- \[\]:]", "_", text)[:_MAX_APPLICATION_ID] or "image"
     return printable(chosen or str(request.path))
 

@@ -1,0 +1,94 @@
+"""Asking the worker how it is, and ending it."""
+
+import contextlib
+import os
+import signal
+import socket
+import time
+
+from rerun_loader_sam.errors import UserError
+from rerun_loader_sam.worker.client import connect, is_supported
+from rerun_loader_sam.worker.start import lock_path
+from rerun_loader_sam.worker.wire import PREFIX_BYTES, WireError, encode_header, parse_header, parse_prefix
+
+_TIMEOUT_S = 5.0
+
+
+def worker_status() -> dict[str, object] | None:
+    """What the worker of this user does (see `Serving.status`); None where there is none.
+
+    Raises UserError where there is one that does not answer.
+    """
+    return _ask("status")
+
+
+def stop_worker() -> int | None:
+    """End the worker of this user, at once; returns its process id, or None where there was none.
+
+    Work that it has in hand is lost: the loaders say so. One that does not answer is killed.
+    """
+    pid = _holder_of_lock()
+    try:
+        _ask("stop")
+    except UserError:
+        if pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + _TIMEOUT_S
+    while pid is not None and _is_running(pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return pid
+
+
+def _ask(what: str) -> dict[str, object] | None:
+    sock = connect() if is_supported() else None
+    if sock is None:
+        return None
+    with sock:
+        try:
+            sock.settimeout(_TIMEOUT_S)
+            sock.sendall(encode_header({"do": what}))
+            header_bytes, _ = parse_prefix(_receive(sock, PREFIX_BYTES))
+            return parse_header(_receive(sock, header_bytes))
+        except EOFError:  # it ended in this very moment
+            return None
+        except (OSError, WireError) as error:
+            raise UserError(
+                f"the background worker does not answer ({error}); `rerun-sam worker stop` ends it"
+            ) from error
+
+
+def _receive(sock: socket.socket, count: int) -> bytes:
+    content = b""
+    while len(content) < count:
+        received = sock.recv(count - len(content))
+        if not received:
+            raise EOFError
+        content += received
+    return content
+
+
+def _holder_of_lock() -> int | None:
+    """The process id of the worker that takes work at present, as the lock file tells."""
+    import fcntl
+
+    try:
+        with lock_path().open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return int(file.read() or b"0") or None
+    except (FileNotFoundError, ValueError):
+        pass
+    return None
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    # One that has ended, but was not collected by its parent, does not count.
+    with contextlib.suppress(OSError, IndexError), open(f"/proc/{pid}/stat", encoding="utf-8") as file:  # noqa: PTH123
+        return file.read().rpartition(")")[2].split()[0] != "Z"
+    return True

@@ -1,0 +1,148 @@
+"""The worker's one place where images are segmented: a queue, and the main thread that works it off."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import signal
+import threading
+from collections import deque
+from collections.abc import Generator
+from typing import TYPE_CHECKING
+
+from rerun_loader_sam.segmenter import LoadedModel, ReadImage, Segmenter
+from rerun_loader_sam.worker.connection import Connection, GoneError
+
+if TYPE_CHECKING:
+    from rerun_loader_sam.engine.generator import Progress
+
+_INTERRUPT = signal.SIGUSR1
+
+
+class _Task:
+    """One image. `events` holds what the segmenter yields, then None or what it raised."""
+
+    def __init__(self, read_rgb: ReadImage) -> None:
+        self.read_rgb = read_rgb
+        self.events: queue.SimpleQueue[LoadedModel | Progress | BaseException | None] = queue.SimpleQueue()
+        self.is_cancelled = False
+
+
+class EngineQueue:
+    """Segments images in the order in which they were put in, one at a time.
+
+    The images of a folder come one after the other, each when the one before is done: a single image that
+    comes meanwhile waits for one of them, not for the folder.
+
+    It runs in the main thread: only there a signal interrupts what takes long, and only there, with glibc,
+    large blocks of memory come from a heap that is kept.
+    """
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        self._segmenter = segmenter
+        self._waiting: deque[_Task] = deque()
+        self._changed = threading.Condition()
+        self._current: _Task | None = None
+        self._is_interruptible = False
+        self._is_stopped = False
+
+    @property
+    def is_free(self) -> bool:
+        """Whether an image that is put in now is segmented at once."""
+        with self._changed:
+            return self._current is None and not self._waiting
+
+    @property
+    def waiting_count(self) -> int:
+        """How many images wait behind the one that is being segmented."""
+        return len(self._waiting)
+
+    @property
+    def loaded(self) -> LoadedModel | None:
+        """The model in memory."""
+        return self._segmenter.loaded
+
+    def run(self) -> None:
+        """Work until `stop`; for the main thread."""
+        signal.signal(_INTERRUPT, self._interrupted)
+        signal.siginterrupt(_INTERRUPT, False)  # libraries need not know of it
+        while True:
+            with contextlib.suppress(GoneError):  # the signal came as its task was done
+                with self._changed:
+                    self._current, self._is_interruptible = None, False
+                    self._changed.wait_for(lambda: self._waiting or self._is_stopped)
+                    if self._is_stopped:
+                        return
+                    self._current = self._waiting.popleft()
+                self._work(self._current)
+
+    def stop(self) -> None:
+        """Let `run` return when the image it is at is done."""
+        with self._changed:
+            self._is_stopped = True
+            self._changed.notify_all()
+
+    def put(self, task: _Task) -> None:
+        """Append to the queue."""
+        with self._changed:
+            self._waiting.append(task)
+            self._changed.notify_all()
+
+    def cancel(self, task: _Task) -> None:
+        """Take the task out of the queue, or interrupt it; who waits for its events gets GoneError."""
+        task.is_cancelled = True
+        task.events.put(GoneError())
+        with self._changed:
+            if task in self._waiting:
+                self._waiting.remove(task)
+        if task is self._current:
+            signal.pthread_kill(threading.main_thread().ident or 0, _INTERRUPT)
+
+    def _work(self, task: _Task) -> None:
+        outcome: BaseException | None = None
+        events = self._segmenter.stream(task.read_rgb)
+        try:
+            for event in events:
+                # The first event is the loaded model. What happens before, the import of torch for one, must
+                # not be interrupted in the middle, and serves the next image too.
+                self._is_interruptible = True
+                if task.is_cancelled:
+                    break
+                task.events.put(event)
+        except BaseException as error:  # whatever it is, it belongs to who asked
+            outcome = error
+        finally:
+            self._is_interruptible = False
+            events.close()
+            task.events.put(outcome)
+
+    def _interrupted(self, number: int, frame: object) -> None:
+        task = self._current
+        if task is not None and task.is_cancelled and self._is_interruptible:
+            raise GoneError
+
+
+class QueuedSegmenter:
+    """What a job of the worker has for a `Segmenter`: the queue, on behalf of one loader."""
+
+    def __init__(self, engine: EngineQueue, connection: Connection) -> None:
+        self._engine = engine
+        self._connection = connection
+
+    @property
+    def is_free(self) -> bool:
+        """See `EngineQueue.is_free`."""
+        return self._engine.is_free
+
+    def stream(self, read_rgb: ReadImage) -> Generator[LoadedModel | Progress]:
+        """See `Segmenter.stream`. Raises GoneError as soon as the loader is gone."""
+        task = _Task(read_rgb)
+        with self._connection.on_cancel(lambda: self._engine.cancel(task)):
+            self._engine.put(task)
+            try:
+                while (event := task.events.get()) is not None:
+                    if isinstance(event, BaseException):
+                        raise event
+                    yield event
+            finally:
+                self._engine.cancel(task)  # one that is done does not notice
