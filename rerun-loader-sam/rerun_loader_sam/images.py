@@ -7,9 +7,10 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from rerun_loader_sam.errors import UserError
+from rerun_loader_sam.orientation import UPRIGHT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,12 +20,14 @@ class LoadedImage:
     pixels: what is shown: (H, W) uint8, uint16 or float32 for grey, (H, W, 3) or (H, W, 4) uint8 for colour.
     rgb: what the model sees: (H, W, 3) uint8; transparency lies on white, deep grey is stretched to 8 bits.
     note: what a person may want to know of the conversion, or empty.
+    orientation: EXIF value, 1 to 8, by which the file's pixels were turned upright; 1 if they were so already.
     """
 
     pixels: NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.float32]
     rgb: NDArray[np.uint8]
     color_model: Literal["L", "RGB", "RGBA"]
     note: str
+    orientation: int = UPRIGHT
 
     @property
     def size_hw(self) -> tuple[int, int]:
@@ -47,7 +50,9 @@ def load_image(path: Path, max_megapixels: float) -> LoadedImage:
                 _check_size(path, image, max_megapixels)
                 frames = getattr(image, "n_frames", 1) if image.format in ("GIF", "PNG", "WEBP", "TIFF") else 1
                 image.load()
-                return _convert(ImageOps.exif_transpose(image), frames)
+                orientation = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
+                upright = _convert(ImageOps.exif_transpose(image), frames)
+                return dataclasses.replace(upright, orientation=orientation)
     except UserError:
         raise
     except FileNotFoundError as error:

@@ -14,6 +14,7 @@ from rerun_loader_sam.errors import UserError, describe
 from rerun_loader_sam.images import load_image
 from rerun_loader_sam.masks import Mask
 from rerun_loader_sam.models.background import start_fetch
+from rerun_loader_sam.orientation import as_stored, stored_size
 from rerun_loader_sam.protocol import Request
 from rerun_loader_sam.recording import contents
 from rerun_loader_sam.recording.stream import Recording, printable
@@ -83,9 +84,9 @@ class Job:
         try:
             self._image(0, path)
         except Exception as error:
-            if self._recording is not None:
+            if self._recording is not None or self._request.viewer_url is not None:
                 # Whoever started this job is told by the exception; who looks at the viewer, by its log.
-                contents.log_text(self._recording, describe(error), "ERROR")
+                contents.log_text(self._open(0), describe(error), "ERROR")
             raise
 
     def _folder(self, paths: Iterable[str]) -> Iterable[Exception | None]:
@@ -112,9 +113,10 @@ class Job:
             made = time.strftime("%Y-%m-%d %H:%M", time.localtime(result.made_at_s))
             self._log(step, f"The same image was segmented by {result.model.chosen.name} before, on {made}")
         with self._drawing():
-            self._draw(step, result.masks, shown.size_hw)
+            self._draw(step, result.masks, shown)
         count = f"{len(result.masks)} masks" if len(result.masks) != 1 else "1 mask"
         self._log(step, f"{count} in {time.monotonic() - started:.1f} s, by {result.model.chosen.name}")
+        contents.clear_progress(self._open(step))
 
     def _show(self, step: int, path: Path) -> "_Shown":
         """Log the image, before anything else."""
@@ -124,7 +126,10 @@ class Job:
             raise UserError(f"{path}: {(error.strerror or str(error)).lower()}; nothing was segmented") from error
         image = load_image(path, self._settings.max_megapixels)
         recording = self._open(step)
-        contents.log_image(recording, image.pixels, image.color_model)
+        if recording.is_over_image:
+            contents.place_progress(recording, stored_size(image.size_hw, image.orientation))
+        else:
+            contents.log_image(recording, image.pixels, image.color_model)
         recording.flush()
         if not self._has_description and not self._request.is_into_opened:
             contents.log_blueprint(recording)
@@ -132,10 +137,16 @@ class Job:
         note = f" ({image.note})" if image.note else ""
         self._log(step, f"{printable(path.name)}: {width} x {height} pixels{note}")
         # Those that have to wait are read again, so that any number of them takes no memory.
-        return _Shown(path, stamp, image.size_hw, image.rgb if self._segmenter.is_free else None)
+        rgb = image.rgb if self._segmenter.is_free else None
+        return _Shown(path, stamp, image.size_hw, image.orientation, rgb)
 
-    def _draw(self, step: int, masks: list[Mask], size_hw: tuple[int, int]) -> None:
+    def _draw(self, step: int, masks: list[Mask], shown: "_Shown") -> None:
         recording = self._open(step)
+        size_hw = shown.size_hw
+        if recording.is_over_image:
+            # The viewer's own image loader shows the pixels as the file has them, whatever its EXIF data say.
+            masks = [as_stored(mask, shown.orientation) for mask in masks]
+            size_hw = stored_size(size_hw, shown.orientation)
         if len(masks) > self._annotated_count:
             self._annotated_count = len(masks)
             contents.log_annotations(recording, len(masks))
@@ -166,7 +177,7 @@ class Job:
         if self._has_description:
             return
         self._has_description = True
-        contents.log_description(self._open(step), _description(model))
+        contents.log_description(self._open(step), _description(model, self._open(step)))
         if model.chosen.is_fallback:
             self._log(step, model.chosen.hint, "WARN")
         if model.chosen.to_fetch:
@@ -217,11 +228,12 @@ class _Shown:
     path: Path
     stamp: FileStamp
     size_hw: tuple[int, int]
+    orientation: int
     rgb: NDArray[np.uint8] | None
     """(H, W, 3), unless it is to be read again."""
 
 
-def _description(model: LoadedModel) -> str:
+def _description(model: LoadedModel, recording: Recording) -> str:
     """Markdown: what this is, which model, which settings."""
     parameters = "\n".join(f"| `{name}` | {value} |" for name, value in sorted(model.parameters.items()))
     return (
@@ -230,8 +242,8 @@ def _description(model: LoadedModel) -> str:
         f"rerun-loader-sam {__version__}.\n\n"
         f"* **Model**: {model.chosen.description}\n"
         f"* **Device**: {model.device}\n\n"
-        "`image/masks` layers the masks from largest to smallest; the class id is the number of the mask. "
-        "Select a box in `image/boxes` for its area, predicted IoU and stability score. Plane *i* of "
-        "`mask_tensor` is mask *i*.\n\n"
+        f"`{recording.path(contents.MASKS)}` layers the masks from largest to smallest; the class id is the number of "
+        f"the mask. Select a box in `{recording.path(contents.BOXES)}` for its area, predicted IoU and stability "
+        f"score. Plane *i* of `{recording.path(contents.TENSOR)}` is mask *i*.\n\n"
         f"| setting | value |\n| --- | --- |\n{parameters}\n"
     )

@@ -35,6 +35,12 @@ class Request:
     cwd: Path = Path()
     """What `path` is relative to, if it is: the folder of the process that was asked."""
 
+    viewer_url: str | None = None
+    """The viewer to log into, `rerun+http://HOST:PORT/proxy`, instead of writing RRD bytes."""
+    image_entity: str | None = None
+    """Where that viewer's recording holds the image already, as an entity path in Rerun's syntax: the image is then
+    not logged again, and masks and boxes go below that entity."""
+
     @property
     def location(self) -> Path:
         """Where the file lies for whichever process reads it; `path` is what it is called."""
@@ -63,6 +69,9 @@ def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
         ("--entity-path-prefix", "entity path to log everything below"),
     ):
         group.add_argument(flag, metavar="ID" if flag.endswith("id") else "PATH", help=text)
+    follow = parser.add_argument_group("flags that `rerun-sam view` and `rerun-sam watch` pass")
+    follow.add_argument("--into-viewer", metavar="URL", help="log into this viewer instead of writing RRD")
+    follow.add_argument("--over", metavar="PATH", help="entity path of the image, which the viewer has already")
     group.add_argument("--static", "--timeless", action="store_true", help="log everything as static")
     for flags, text in (
         (("--sequence",), "sequence time"),
@@ -85,6 +94,8 @@ def request_from(arguments: argparse.Namespace) -> Request:
         entity_path_prefix=arguments.entity_path_prefix or "",
         is_static=arguments.static,
         times=_times(arguments),
+        viewer_url=arguments.into_viewer,
+        image_entity=arguments.over,
     )
 
 

@@ -20,7 +20,9 @@ IMAGE, MASKS, BOXES, TENSOR, LOGS, DESCRIPTION = (
     "logs",
     "description",
 )
+PROGRESS = "image/progress"
 MASK_OPACITY = 0.5
+LEVEL_COLORS = {"INFO": (255, 255, 255), "WARN": (255, 200, 60), "ERROR": (255, 110, 90)}
 
 
 def log_image(recording: Recording, pixels: NDArray[np.generic], color_model: Literal["L", "RGB", "RGBA"]) -> None:
@@ -48,7 +50,27 @@ def log_blueprint(recording: Recording) -> None:
 
 def log_text(recording: Recording, text: str, level: str = "INFO") -> None:
     """Log one line for the person; `level` is INFO, WARN or ERROR."""
-    recording.log(LOGS, rr.TextLog(text, level=level))
+    if not recording.is_over_image:
+        recording.log(LOGS, rr.TextLog(text, level=level))
+        return
+    # A text log would take a view in the person's layout: the last line lies over the image instead.
+    recording.lines.append(f"{level}  {text}")
+    recording.log(LOGS, rr.TextDocument("\n".join(recording.lines)))
+    color = LEVEL_COLORS.get(level, LEVEL_COLORS["INFO"])
+    label = rr.Points2D(recording.progress_xy, radii=0.01, labels=text, colors=color, show_labels=True)
+    recording.log(PROGRESS, label)
+
+
+def place_progress(recording: Recording, size_hw: tuple[int, int]) -> None:
+    """Say how large the image is over which the last line of the log is to lie: near its upper edge."""
+    height, width = size_hw
+    recording.progress_xy = (width / 2, height / 20)
+
+
+def clear_progress(recording: Recording) -> None:
+    """Take the last line of the log off the image, where it lies over one."""
+    if recording.is_over_image:
+        recording.log(PROGRESS, rr.Clear(recursive=False))
 
 
 def log_description(recording: Recording, markdown: str) -> None:

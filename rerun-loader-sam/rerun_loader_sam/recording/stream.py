@@ -1,6 +1,5 @@
 """One recording as a stream of RRD bytes, as a file, or in a viewer that is open."""
 
-import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,37 +13,26 @@ from rerun_loader_sam.recording.rrd import RrdJoiner
 
 SDK_VERSION = tuple(int(part) for part in re.findall(r"\d+", rr.__version__)[:3])
 _MAX_APPLICATION_ID = 180
-_IMAGE = "image"  # the entity that everything which lies over the image is logged below
+_IMAGE = "image"  # everything that lies over the image is logged below it
+# Pictures and texts elsewhere would each open a view in the person's layout; recording properties do not.
 _BESIDE = "__properties/segment_anything"
-
-
-@dataclasses.dataclass(frozen=True)
-class ViewerTarget:
-    """A viewer that is open, to log into.
-
-    url: of its gRPC server, `rerun+http://HOST:PORT/proxy`.
-    image_entity: where the recording holds the image already, as the viewer itself writes the path. The image
-        is then not logged again, masks and boxes go below that entity, and all else to the recording's
-        properties, since any other entity with a picture or a text would open a view in the person's layout.
-    """
-
-    url: str
-    image_entity: str | None = None
-
-
-Target = Callable[[bytes], None] | Path | ViewerTarget
 
 
 class Recording:
     """Logs to the recording that a request names.
 
-    target: called with RRD bytes, which joined make one stream; or a file to write; or a viewer.
+    target: called with RRD bytes, which joined make one stream; or a file to write. Not used where the request
+        names a viewer.
+    lines: the log so far, where the recording cannot take a text log.
+    progress_xy: where over the image the last of them lies, in pixels.
     """
 
-    def __init__(self, request: Request, target: Target) -> None:
+    def __init__(self, request: Request, target: Callable[[bytes], None] | Path) -> None:
         self._is_static = request.is_static
         self._prefix = entity_path_prefix(request)
-        self._image_entity = target.image_entity if isinstance(target, ViewerTarget) else None
+        self._image_entity = request.image_entity
+        self.lines: list[str] = []
+        self.progress_xy = (0.0, 0.0)
         self._stream = rr.RecordingStream(
             application_id(request),
             recording_id=request.opened_recording_id or request.recording_id,
@@ -53,12 +41,12 @@ class Recording:
             send_properties=not request.is_into_opened,
         )
         self._joiner = RrdJoiner()
-        if isinstance(target, Path):
+        if request.viewer_url is not None:
+            rr.connect_grpc(request.viewer_url, recording=self._stream)
+            self._bytes = None
+        elif isinstance(target, Path):
             # The SDK's own file has a footer, which bytes on their way through a pipe cannot have.
             rr.save(target, recording=self._stream)
-            self._bytes = None
-        elif isinstance(target, ViewerTarget):
-            rr.connect_grpc(target.url, recording=self._stream)
             self._bytes = None
         else:
             self._send = target
