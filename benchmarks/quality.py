@@ -1,0 +1,216 @@
+"""How good checkpoints are: `python benchmarks/quality.py nano.safetensors other.safetensors [--pictures DIR]`.
+
+On synthetic scenes that no training saw (fixed seed): the best of three masks for a point prompt, average recall
+and precision of automatic masks, and how far predicted IoU is from real IoU. On photographs: pictures to look at.
+Prints a table, or JSON with `--json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from segment_anything import SamPredictor
+from segment_anything.modeling import Sam
+
+from rerun_loader_sam.engine.checkpoint import load_model
+from rerun_loader_sam.engine.generator import AutomaticMaskGenerator
+from rerun_loader_sam.models.registry import checkpoint_generator_parameters
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "training"))
+
+from samples import ancestry, right_answers  # noqa: E402
+from scenes import MIN_REGION_PX, Scene, make_scene  # noqa: E402
+
+SEED = 77_003
+"""Of the scenes; the training uses other seeds."""
+POINTS_PER_SCENE = 16
+IOU_THRESHOLDS = np.arange(0.5, 0.96, 0.05)
+HELD_OUT_PHOTOGRAPHS = (
+    "astronaut.png",
+    "camera.png",
+    "chelsea.png",
+    "coffee.png",
+    "coins.png",
+    "motorcycle_left.png",
+    "rocket.jpg",
+)
+"""Of scikit-image's; none of them is in training/textures.py."""
+
+Masks = NDArray[np.bool_]
+
+
+def point_prompts(rng: np.random.Generator, scene: Scene) -> list[tuple[int, int, list[NDArray[np.uint8]]]]:
+    """Points (y, x) with their right answers: half anywhere, half one in a random region each."""
+    table = ancestry(scene.parents)
+    areas = np.bincount(scene.regions.ravel(), minlength=256)
+    visible = np.nonzero(areas >= MIN_REGION_PX)[0]
+    prompts = []
+    for number in range(POINTS_PER_SCENE):
+        if number % 2:
+            y, x = (int(v) for v in rng.integers(scene.regions.shape))
+        else:
+            ys, xs = np.nonzero(scene.regions == rng.choice(visible))
+            pick = int(rng.integers(len(ys)))
+            y, x = int(ys[pick]), int(xs[pick])
+        prompts.append((y, x, right_answers(scene.regions, scene.parents, table, y, x)))
+    return prompts
+
+
+def regions_to_find(scene: Scene) -> Masks:
+    """(N, H, W): every region alone and with its parts, without repetitions and specks."""
+    table = ancestry(scene.parents)
+    found: list[NDArray[np.bool_]] = []
+    for region in np.unique(scene.regions):
+        found.append(scene.regions == region)
+        whole = table[:, region][scene.regions].astype(bool)
+        if np.count_nonzero(whole) * 0.9 > np.count_nonzero(found[-1]):
+            found.append(whole)
+        root = region
+        while scene.parents[root] != root:
+            root = scene.parents[root]
+        found.append(table[:, root][scene.regions].astype(bool))
+    unique = {mask.tobytes(): mask for mask in found if np.count_nonzero(mask) >= MIN_REGION_PX}
+    return np.stack(list(unique.values()))
+
+
+def pairwise_iou(a: Masks, b: Masks) -> NDArray[np.float32]:
+    """(N, H, W) and (M, H, W) to (N, M)."""
+    left, right = a.reshape(len(a), -1).astype(np.float32), b.reshape(len(b), -1).astype(np.float32)
+    common = left @ right.T
+    iou: NDArray[np.float32] = common / np.maximum(left.sum(1)[:, None] + right.sum(1)[None] - common, 1)
+    return iou
+
+
+@torch.no_grad()
+def point_figures(sam: Sam, scenes: list[Scene]) -> dict[str, float]:
+    """Best-of-three IoU, the IoU of the mask that the model itself ranks first, and the error of predicted IoU."""
+    rng = np.random.default_rng(SEED)
+    predictor = SamPredictor(sam)
+    best, chosen, error = [], [], []
+    for scene in scenes:
+        prompts = point_prompts(rng, scene)
+        predictor.set_image(scene.image)
+        xy = np.array([[x, y] for y, x, _ in prompts], np.float32)
+        coordinates = predictor.transform.apply_coords_torch(torch.from_numpy(xy), scene.regions.shape)
+        masks, predicted, _ = predictor.predict_torch(coordinates[:, None], torch.ones(len(prompts), 1))
+        for answers, three, scores in zip((p[2] for p in prompts), masks.numpy(), predicted.numpy(), strict=True):
+            iou = pairwise_iou(three, np.stack(answers).astype(bool))
+            best += list(iou.max(0))
+            real = iou.max(1)
+            chosen.append(real[scores.argmax()])
+            error += list(np.abs(real - scores))
+    return {
+        "best_of_three_iou": float(np.mean(best)),
+        "first_ranked_iou": float(np.mean(chosen)),
+        "predicted_iou_error": float(np.mean(error)),
+    }
+
+
+def automatic_figures(sam: Sam, parameters: dict[str, Any], scenes: list[Scene]) -> dict[str, float]:
+    """Average recall (IoU .5 to .95) over all regions, and the share of masks that have IoU .5 with one."""
+    generator = AutomaticMaskGenerator(sam, **parameters)
+    recalls, right, counts, seconds = [], [], [], []
+    for scene in scenes:
+        started = time.perf_counter()
+        records = generator.generate(scene.image)
+        seconds.append(time.perf_counter() - started)
+        counts.append(len(records))
+        wanted = regions_to_find(scene)
+        if not records:
+            recalls += [0.0] * len(wanted)
+            continue
+        iou = pairwise_iou(np.stack([np.asarray(record["segmentation"], bool) for record in records]), wanted)
+        recalls += [float((value >= IOU_THRESHOLDS - 1e-6).mean()) for value in iou.max(0)]
+        right += list(iou.max(1) >= 0.5)
+    return {
+        "average_recall": float(np.mean(recalls)),
+        "precision_at_half": float(np.mean(right)) if right else 0.0,
+        "masks_per_image": float(np.mean(counts)),
+        "seconds_per_image": float(np.median(seconds)),
+    }
+
+
+def overlay(image: NDArray[np.uint8], records: list[dict[str, Any]]) -> NDArray[np.uint8]:
+    """Masks in colour over an image, the large ones first, with their borders."""
+    rng = np.random.default_rng(3)
+    shown = image.astype(np.float32) * 0.55
+    lines = np.zeros(image.shape[:2], bool)
+    for record in sorted(records, key=lambda r: -int(r["area"])):
+        mask = np.asarray(record["segmentation"], bool)
+        hsv = np.array([[[rng.integers(180), 200, 255]]], np.uint8)
+        colour = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0]
+        shown[mask] = image[mask] * 0.45 + colour.astype(np.float32) * 0.55
+        edge = mask ^ cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
+        lines = (lines & ~mask) | edge
+    shown[lines] = 255
+    return shown.astype(np.uint8)
+
+
+def photographs() -> list[tuple[str, NDArray[Any]]]:
+    """The held-out photographs of scikit-image, and the examples of this repository."""
+    import skimage
+
+    folder = Path(skimage.__file__).parent / "data"
+    paths = [folder / name for name in HELD_OUT_PHOTOGRAPHS]
+    images = []
+    for path in paths:
+        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        if image is None:
+            raise FileNotFoundError(path)
+        images.append((path.stem, np.ascontiguousarray(image[:, :, ::-1])))
+    return images
+
+
+def write_pictures(folder: Path, name: str, sam: Sam, parameters: dict[str, Any]) -> None:
+    """PHOTOGRAPH_NAME.png for each photograph: the image beside its automatic masks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = AutomaticMaskGenerator(sam, **parameters)
+    for title, image in photographs():
+        picture = np.concatenate([image, overlay(image, generator.generate(image))], 1)
+        cv2.imwrite(str(folder / f"{title}_{name}.png"), picture[:, :, ::-1])
+
+
+def load(path: Path) -> tuple[Sam, dict[str, Any]]:
+    """A checkpoint as a model, and the generator settings that it names."""
+    return load_model(path), dataclasses.asdict(checkpoint_generator_parameters(path))
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    shipped = ROOT / "rerun-loader-sam/rerun_loader_sam/weights/nano.safetensors"
+    parser.add_argument("checkpoints", type=Path, nargs="*", default=[shipped], help="default: the shipped one")
+    parser.add_argument("--scenes", type=int, default=24)
+    parser.add_argument("--pictures", type=Path, help="folder for pictures of the photographs")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    scenes = [make_scene(SEED, index) for index in range(arguments.scenes)]
+    results = []
+    for path in arguments.checkpoints:
+        sam, parameters = load(path)
+        figures = point_figures(sam, scenes) | automatic_figures(sam, parameters, scenes)
+        results.append({"checkpoint": path.name, "scenes": len(scenes), **figures})
+        if arguments.pictures:
+            write_pictures(arguments.pictures, path.stem, sam, parameters)
+    if arguments.json:
+        print(json.dumps(results, indent=1))
+        return
+    width = max(len(name) for name in results[0])
+    for name in results[0]:
+        cells = [result[name] for result in results]
+        print(f"{name:{width}}", *(f"{c:>24.3f}" if isinstance(c, float) else f"{c:>24}" for c in cells))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""The training script and its parts: exact algebra, honest data, runs that can be resumed."""
+
+import json
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from decode import decode_prompts
+from losses import pairwise_mask_cost
+from rerun_loader_sam.engine.checkpoint import load_model
+from rerun_loader_sam.engine.nano import NanoConfig, build_nano, fold_batch_norms, save_nano
+from rerun_loader_sam.models.registry import checkpoint_generator_parameters
+from samples import ancestry, make_sample, right_answers
+from scenes import make_scene
+from textures import PHOTO_TEXTURES
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = NanoConfig(img_size=64, widths=(8, 8, 16, 16))
+
+
+def test_folding_changes_no_result(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sam = build_nano(SMALL)
+    sam.image_encoder(torch.randn(4, 3, 64, 64))  # gives the batch norms statistics of their own
+    for module in sam.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.uniform_(module.bias, -0.5, 0.5)
+    sam.eval()
+    folded = build_nano(NanoConfig(img_size=64, widths=(8, 8, 16, 16), folded=True)).eval()
+    folded.load_state_dict(fold_batch_norms(sam.state_dict()))
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+    image = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(folded.image_encoder(image), sam.image_encoder(image), rtol=1e-4, atol=1e-5)
+
+
+def test_configuration_and_settings_survive_the_file(tmp_path: Path) -> None:
+    config = NanoConfig(img_size=96, embed_dim=64, widths=(8, 16, 16, 24), decoder_mlp_dim=128, folded=True)
+    state = build_nano(config).state_dict()
+    path = tmp_path / "any_name.safetensors"
+    save_nano(path, state, config, {"points_per_side": 7, "pred_iou_thresh": 0.25})
+    sam = load_model(path)
+    assert sam.image_encoder.img_size == 96
+    assert sam.prompt_encoder.image_embedding_size == (12, 12)
+    assert sam.image_encoder(torch.zeros(1, 3, 96, 96)).shape == (1, 64, 12, 12)
+    for name, value in sam.state_dict().items():
+        torch.testing.assert_close(value, state[name].half().float())
+    parameters = checkpoint_generator_parameters(path)
+    assert (parameters.points_per_side, parameters.pred_iou_thresh) == (7, 0.25)
+
+
+@pytest.mark.parametrize("boxes", [False, True])
+def test_folded_decoder_equals_upstream(boxes: bool) -> None:
+    torch.manual_seed(1)
+    sam = build_nano(SMALL).eval()
+    embeddings = torch.randn(2, 128, 8, 8)
+    points = None if boxes else torch.rand(2, 3, 2) * 64
+    corners = torch.rand(2, 3, 2) * 30
+    xyxy = torch.cat([corners, corners + 30], 2) if boxes else None
+    with torch.no_grad():
+        logits, predicted = decode_prompts(sam, embeddings, points, xyxy)
+        for image in range(2):
+            sparse, dense = sam.prompt_encoder(
+                None if points is None else (points[image][:, None], torch.ones(3, 1)),
+                None if xyxy is None else xyxy[image],
+                None,
+            )
+            expected, expected_iou = sam.mask_decoder.predict_masks(
+                embeddings[image : image + 1], sam.prompt_encoder.get_dense_pe(), sparse, dense
+            )
+            own = slice(3 * image, 3 * image + 3)
+            torch.testing.assert_close(logits[own], expected, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(predicted[own], expected_iou, rtol=1e-4, atol=1e-5)
+
+
+def test_mask_cost_equals_its_definition() -> None:
+    torch.manual_seed(2)
+    logits, targets = torch.randn(2, 4, 50) * 3, (torch.rand(2, 3, 50) > 0.5).float()
+    cost, iou = pairwise_mask_cost(logits, targets)
+    for n, k, t in np.ndindex(2, 4, 3):
+        x, y = logits[n, k], targets[n, t]
+        p = x.sigmoid()
+        of_truth = torch.where(y > 0, p, 1 - p)
+        focal = (-((1 - of_truth) ** 2) * of_truth.log()).mean()
+        dice = 1 - (2 * (p * y).sum() + 1) / (p.sum() + y.sum() + 1)
+        torch.testing.assert_close(cost[n, k, t], 20 * focal + dice, rtol=1e-4, atol=1e-5)
+        found, wanted = x > 0, y > 0
+        torch.testing.assert_close(iou[n, k, t], (found & wanted).sum() / (found | wanted).sum())
+
+
+def test_scenes_are_the_same_every_time() -> None:
+    first, again, other = make_scene(5, 1), make_scene(5, 1), make_scene(5, 2)
+    np.testing.assert_array_equal(first.image, again.image)
+    np.testing.assert_array_equal(first.regions, again.regions)
+    assert (first.image != other.image).any()
+
+
+@pytest.mark.parametrize("index", range(6))
+def test_right_answers_are_nested_and_hold_their_point(index: int) -> None:
+    scene = make_scene(6, index)
+    table = ancestry(scene.parents)
+    rng = np.random.default_rng(index)
+    for _ in range(10):
+        y, x = (int(v) for v in rng.integers(scene.regions.shape))
+        answers = right_answers(scene.regions, scene.parents, table, y, x)
+        assert all(answer[y, x] == 1 for answer in answers)
+        for inner, outer in pairwise(answers):
+            assert not (inner > outer).any()
+            assert inner.sum() <= 0.9 * outer.sum()
+
+
+def test_targets_are_those_of_the_points() -> None:
+    image, points, boxes, targets, valid, regions, wholes = make_sample(
+        np.random.default_rng(0), make_scene(6, 0), 128, 5
+    )
+    assert image.shape == (3, 128, 128)
+    assert targets.shape == (5, 3, 64, 64)
+    assert targets.max() == 4
+    assert valid[:, 0].all()
+    assert regions.shape == wholes.shape == (64, 64)
+    for (x, y), levels in zip(points.astype(int), targets, strict=True):
+        assert (levels[:, y // 2, x // 2] > 0).all()
+    assert boxes.shape == (5, 4)
+
+
+def test_photographs_for_looking_at_are_not_in_the_textures() -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from quality import HELD_OUT_PHOTOGRAPHS
+
+    assert not set(HELD_OUT_PHOTOGRAPHS) & set(PHOTO_TEXTURES)
+
+
+@pytest.mark.slow
+def test_training_runs_and_resumes(tmp_path: Path) -> None:
+    def train(steps: str) -> dict[str, object]:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT / "rerun-loader-sam")}
+        command = [sys.executable, "training/train.py", "--run", str(tmp_path), "--steps", steps]
+        subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=250)
+        saved: dict[str, object] = torch.load(tmp_path / "last.pt", weights_only=True)
+        return saved
+
+    first = train("2,0,0")
+    assert first["step"] == 2
+    second = train("3,1,0")
+    assert second["step"] == 4
+    assert float(str(second["seconds"])) > float(str(first["seconds"]))
+    assert json.loads((tmp_path / "settings.json").read_text())["seed"] == 1
+    sam = load_model(tmp_path / "nano.safetensors")
+    assert sam.image_encoder.img_size == 512

@@ -1,0 +1,305 @@
+"""Synthetic layered scenes: an image, and the exact regions that a person would call things and their parts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from shapes import Patch, half_plane, random_family, random_patch
+from textures import FloatImage, fractal_noise, random_colour, similar_colour, texture
+
+SCENE_SIZE = 512
+MAX_REGIONS = 255
+MIN_REGION_PX = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """`image` (S, S, 3) uint8 RGB; `regions` (S, S) uint8, the topmost region of each pixel.
+
+    `parents` (255,) uint8: the region that a region is a part of, itself for a whole. A region's whole extent is
+    itself and all regions below it in that tree.
+    """
+
+    image: NDArray[np.uint8]
+    regions: NDArray[np.uint8]
+    parents: NDArray[np.uint8]
+
+
+@dataclass(slots=True)
+class _Canvas:
+    rng: np.random.Generator
+    size: int
+    image: FloatImage
+    regions: NDArray[np.uint8]
+    parents: list[int] = field(default_factory=lambda: [0])
+
+    def new_region(self, parent: int | None) -> int | None:
+        if len(self.parents) >= MAX_REGIONS:
+            return None
+        self.parents.append(len(self.parents) if parent is None else parent)
+        return len(self.parents) - 1
+
+    def paint(self, patch: Patch, surface: FloatImage, region: int | None, softness_px: float) -> None:
+        """Blend a surface (h, w, 3) over the image; pixels more than half covered become `region` if it is given."""
+        alpha = patch.alpha
+        if softness_px > 0.3:
+            alpha = cv2.GaussianBlur(alpha, (0, 0), softness_px)
+        view = self.image[patch.window]
+        view += (surface - view) * alpha[:, :, None]
+        if region is not None:
+            self.regions[patch.window][patch.alpha > 0.5] = region
+
+    def visible(self, patch: Patch, colour: FloatImage) -> FloatImage:
+        """`colour`, or another one if it could hardly be told from what lies under the patch."""
+        under = cv2.mean(self.image[patch.window], (patch.alpha > 0.5).astype(np.uint8))[:3]
+        for _ in range(6):
+            if np.abs(colour - under).max() > 22:
+                break
+            colour = random_colour(self.rng)
+        return colour
+
+    def darken(self, patch: Patch, shift: tuple[float, float], blur_px: float, strength: float) -> None:
+        """A cast shadow: no region, but an edge to be ignored."""
+        margin = int(2 * blur_px + max(abs(shift[0]), abs(shift[1]))) + 1
+        y0, x0 = max(0, patch.y - margin), max(0, patch.x - margin)
+        y1 = min(self.size, patch.y + patch.alpha.shape[0] + margin)
+        x1 = min(self.size, patch.x + patch.alpha.shape[1] + margin)
+        move = np.array([[1, 0, patch.x - x0 + shift[1]], [0, 1, patch.y - y0 + shift[0]]], np.float32)
+        shadow: FloatImage = cv2.warpAffine(patch.alpha, move, (x1 - x0, y1 - y0))
+        if blur_px > 0.5:
+            shadow = cv2.GaussianBlur(shadow, (0, 0), blur_px)
+        self.image[y0:y1, x0:x1] *= (1 - strength * shadow)[:, :, None]
+
+
+def _shade(rng: np.random.Generator, patch: Patch, surface: FloatImage) -> None:
+    """Light on a body: a slope, a bulge towards the middle, a highlight, a dark rim; in place."""
+    height, width = patch.alpha.shape
+    light = np.ones((height, width), np.float32)
+    angle = rng.uniform(0, 2 * math.pi)
+    if rng.random() < 0.6:
+        y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
+        x = np.linspace(-1, 1, width, dtype=np.float32)[None]
+        light += rng.uniform(0, 0.45) * (x * math.cos(angle) + y * math.sin(angle)).astype(np.float32)
+    if rng.random() < 0.45:
+        inside = (patch.alpha > 0.5).astype(np.uint8)
+        depth = cv2.distanceTransform(inside, cv2.DIST_L2, 3)
+        depth = np.minimum(depth / (depth.max() * rng.uniform(0.3, 1) + 1e-6), 1)
+        light *= 1 - rng.uniform(0, 0.6) * (1 - depth) ** rng.uniform(1, 3)
+    surface *= np.clip(light, 0.1, 2)[:, :, None]
+    if rng.random() < 0.15:
+        spot: FloatImage = np.zeros((height, width), np.float32)
+        at = (int(width * rng.uniform(0.2, 0.8)), int(height * rng.uniform(0.2, 0.8)))
+        spread = max(1, int(min(height, width) * rng.uniform(0.03, 0.15)))
+        cv2.ellipse(spot, at, (spread, max(1, spread // 2)), math.degrees(angle), 0, 360, 1.0, -1, cv2.LINE_AA)
+        spot = cv2.GaussianBlur(spot, (0, 0), max(0.5, spread * 0.4))
+        surface += spot[:, :, None] * float(rng.uniform(40, 160))
+
+
+def _surface(rng: np.random.Generator, patch: Patch, colour: FloatImage, strength: float) -> FloatImage:
+    surface = texture(rng, patch.alpha.shape[0], patch.alpha.shape[1], colour, strength)
+    _shade(rng, patch, surface)
+    return surface
+
+
+def _clip(patch: Patch, within: Patch) -> Patch | None:
+    """The part of `patch` inside `within`."""
+    y0, x0 = max(patch.y, within.y), max(patch.x, within.x)
+    y1 = min(patch.y + patch.alpha.shape[0], within.y + within.alpha.shape[0])
+    x1 = min(patch.x + patch.alpha.shape[1], within.x + within.alpha.shape[1])
+    if y1 - y0 < 3 or x1 - x0 < 3:
+        return None
+    own = patch.alpha[y0 - patch.y : y1 - patch.y, x0 - patch.x : x1 - patch.x]
+    outer = within.alpha[y0 - within.y : y1 - within.y, x0 - within.x : x1 - within.x]
+    alpha = own * outer
+    return Patch(y0, x0, alpha) if (alpha > 0.5).sum() >= MIN_REGION_PX else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Style:
+    """What the things of one kind share, so that a cluster looks like a cluster."""
+
+    family: str
+    colour: FloatImage
+    strength: float
+    softness_px: float
+    parts: int
+    seed: int
+    camouflaged: bool = False
+
+
+def _random_style(rng: np.random.Generator) -> _Style:
+    return _Style(
+        family=random_family(rng),
+        colour=random_colour(rng),
+        strength=float(rng.choice([0.3, 0.7, 1.2])),
+        softness_px=float(rng.choice([0.0, 0.5, 0.8, 1.5, 3.0], p=[0.3, 0.3, 0.2, 0.15, 0.05])),
+        parts=int(rng.choice([0, 1, 2, 3, 5], p=[0.5, 0.2, 0.14, 0.1, 0.06])),
+        seed=int(rng.integers(1 << 31)),
+    )
+
+
+def _add_parts(canvas: _Canvas, style: _Style, body: Patch, whole: int, depth: int) -> None:
+    rng = canvas.rng
+    height, width = body.alpha.shape
+    extent = 0.5 * math.sqrt(height * width)
+    for _ in range(style.parts):
+        centre = (body.x + width * rng.uniform(0.1, 0.9), body.y + height * rng.uniform(0.1, 0.9))
+        part = random_patch(rng, canvas.size, centre, extent * rng.uniform(0.12, 0.7))
+        part = part and _clip(part, body)
+        if part is None:
+            continue
+        colour = random_colour(rng) if rng.random() < 0.7 else similar_colour(rng, style.colour, 40)
+        region = canvas.new_region(whole)
+        if region is None:
+            return
+        if rng.random() < 0.25:
+            canvas.darken(part, (extent * 0.03, extent * 0.03), extent * 0.03 + 0.6, rng.uniform(0.2, 0.5))
+        colour = canvas.visible(part, colour)
+        canvas.paint(part, _surface(rng, part, colour, style.strength), region, style.softness_px)
+        if depth == 0 and extent > 40 and rng.random() < 0.25:
+            _add_parts(canvas, _random_style(rng), part, region, 1)
+
+
+def _add_limbs(canvas: _Canvas, style: _Style, body: Patch, centre: tuple[float, float], whole: int) -> None:
+    """Thin and round things that stick out of a body: legs, handles, branches, heads."""
+    rng = canvas.rng
+    reach = 0.5 * math.sqrt(body.alpha.shape[0] * body.alpha.shape[1])
+    same = rng.random() < 0.5
+    for _ in range(int(rng.integers(1, 7))):
+        angle = rng.uniform(0, 2 * math.pi)
+        at = (centre[0] + reach * math.cos(angle), centre[1] + reach * math.sin(angle))
+        family = str(rng.choice(["strip", "strip", "ellipse", "ring", "box"]))
+        limb = random_patch(rng, canvas.size, at, reach * rng.uniform(0.25, 0.8), family=family, angle=-angle)
+        if limb is None or (limb.alpha > 0.5).sum() < MIN_REGION_PX:
+            continue
+        region = whole if same else canvas.new_region(whole)
+        if region is None:
+            return
+        colour = similar_colour(rng, style.colour, 4) if same else random_colour(rng)
+        canvas.paint(limb, _surface(rng, limb, colour, style.strength), region, style.softness_px)
+
+
+def _add_thing(canvas: _Canvas, style: _Style, centre: tuple[float, float], radius: float, angle: float) -> None:
+    rng = canvas.rng
+    shape_rng = np.random.default_rng(style.seed)
+    body = random_patch(shape_rng, canvas.size, centre, radius, family=style.family, angle=angle)
+    if body is None or (body.alpha > 0.5).sum() < MIN_REGION_PX:
+        return
+    if rng.random() < 0.4:
+        length = radius * rng.uniform(0.03, 0.4)
+        direction = rng.uniform(0, 2 * math.pi)
+        shift = (length * math.sin(direction), length * math.cos(direction))
+        canvas.darken(body, shift, max(0.6, radius * rng.uniform(0.01, 0.2)), rng.uniform(0.15, 0.65))
+    whole = canvas.new_region(None)
+    if whole is None:
+        return
+    limbs = rng.random() < 0.25 and radius > 25 and style.family in ("ellipse", "box", "blob")
+    behind = rng.random() < 0.5
+    if limbs and behind:
+        _add_limbs(canvas, style, body, centre, whole)
+    colour = similar_colour(rng, style.colour, 5)
+    if not style.camouflaged:
+        colour = canvas.visible(body, colour)
+    canvas.paint(body, _surface(rng, body, colour, style.strength), whole, style.softness_px)
+    if limbs and not behind:
+        _add_limbs(canvas, style, body, centre, whole)
+    if radius > 14:
+        _add_parts(canvas, style, body, whole, 0)
+
+
+def _add_backdrop(canvas: _Canvas) -> None:
+    """Wall and floor, sky and hills: one to four surfaces that fill the image."""
+    rng = canvas.rng
+    levels = np.sort(rng.uniform(0.15, 0.9, int(rng.choice([0, 1, 2, 3], p=[0.35, 0.4, 0.17, 0.08]))))
+    for level in levels:
+        roughness = float(rng.choice([0, 0.004, 0.015, 0.03]))
+        patch = half_plane(rng, canvas.size, level, tilt=rng.normal(0, 0.12), roughness=roughness)
+        if patch is None:
+            continue
+        region = canvas.new_region(None)
+        strength = float(rng.choice([0.2, 0.6, 1.3]))
+        softness = float(rng.choice([0, 0.8, 2.0]))
+        canvas.paint(patch, _surface(rng, patch, random_colour(rng), strength), region, softness)
+
+
+def _add_things(canvas: _Canvas) -> None:
+    rng, size = canvas.rng, canvas.size
+    for _ in range(int(rng.integers(1, 13))):
+        radius = size * math.exp(rng.uniform(math.log(0.03), math.log(0.4)))
+        near = canvas.image[int(rng.integers(size)), int(rng.integers(size))]
+        style = _random_style(rng)
+        if rng.random() < 0.1:
+            style = replace(style, colour=similar_colour(rng, near, 18), camouflaged=True)
+        centre = (float(rng.uniform(0, size)), float(rng.uniform(0, size)))
+        _add_thing(canvas, style, centre, radius, rng.uniform(0, 2 * math.pi))
+
+
+def _add_cluster(canvas: _Canvas) -> None:
+    """Many of a kind: fruit, coins, windows, books; scattered, heaped, or in rows."""
+    rng, size = canvas.rng, canvas.size
+    style = _random_style(rng)
+    radius = size * math.exp(rng.uniform(math.log(0.015), math.log(0.1)))
+    upright = rng.uniform(0, 2 * math.pi) if rng.random() < 0.5 else None
+    if rng.random() < 0.4:
+        pitch = radius * rng.uniform(2.0, 3.0)
+        rows, columns = rng.integers(1, 6), rng.integers(2, 8)
+        left, top = rng.uniform(0, size * 0.7), rng.uniform(0, size * 0.7)
+        places = [(left + c * pitch, top + r * pitch) for r in range(rows) for c in range(columns)]
+        upright = upright or 0.0
+    else:
+        middle, spread = rng.uniform(0.2, 0.8, 2) * size, radius * rng.uniform(1.5, 8)
+        places = [tuple(middle + rng.normal(0, spread, 2)) for _ in range(int(rng.integers(4, 30)))]
+    for place in places:
+        angle = rng.uniform(0, 2 * math.pi) if upright is None else upright
+        colour = similar_colour(rng, style.colour, 10) if rng.random() < 0.7 else random_colour(rng)
+        seed = style.seed if rng.random() < 0.7 else int(rng.integers(1 << 31))
+        member = _Style(style.family, colour, style.strength, style.softness_px, min(style.parts, 2), seed)
+        _add_thing(canvas, member, place, radius * rng.uniform(0.75, 1.3), angle)
+
+
+def _finish(canvas: _Canvas) -> NDArray[np.uint8]:
+    """What light and a camera do to the whole image."""
+    rng, size, image = canvas.rng, canvas.size, canvas.image
+    if rng.random() < 0.4:
+        field_of_light = fractal_noise(rng, 64, 64, 2, 0.4)
+        field_of_light = cv2.resize(field_of_light, (size, size), interpolation=cv2.INTER_CUBIC)
+        if rng.random() < 0.4:
+            field_of_light = np.tanh(field_of_light * rng.uniform(1, 10))
+        image = image * (1 + rng.uniform(0, 0.22) * field_of_light)[:, :, None]
+    if rng.random() < 0.5:
+        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 1.6))
+    if rng.random() < 0.5:
+        grain = rng.standard_normal((size, size, 3), dtype=np.float32)
+        image = image + grain * float(rng.exponential(5))
+    contrast, brightness = rng.uniform(0.65, 1.25), rng.uniform(-25, 25)
+    finished = np.clip((image - 127) * contrast + 127 + brightness, 0, 255).astype(np.uint8)
+    if rng.random() < 0.3:
+        quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(40, 95))]
+        compressed = cv2.imencode(".jpg", finished, quality)[1]
+        finished = np.asarray(cv2.imdecode(compressed, cv2.IMREAD_COLOR), np.uint8)
+    return np.ascontiguousarray(finished)
+
+
+def make_scene(seed: int, index: int) -> Scene:
+    """Scene number `index` of the endless series that `seed` names; always the same one."""
+    rng = np.random.default_rng((seed, index))
+    size = SCENE_SIZE
+    base = texture(rng, size, size, random_colour(rng), float(rng.choice([0.2, 0.6, 1.3])))
+    canvas = _Canvas(rng, size, base, np.zeros((size, size), np.uint8))
+    _add_backdrop(canvas)
+    if rng.random() < 0.35:
+        _add_cluster(canvas)
+    _add_things(canvas)
+    if rng.random() < 0.3:
+        _add_cluster(canvas)
+    if rng.random() < 0.2:
+        canvas.image = cv2.GaussianBlur(canvas.image, (0, 0), rng.uniform(1.0, 3.5))
+        _add_things(canvas)
+    parents = np.zeros(MAX_REGIONS, np.uint8)
+    parents[: len(canvas.parents)] = canvas.parents
+    return Scene(_finish(canvas), canvas.regions, parents)

@@ -1,0 +1,305 @@
+"""Train the shipped nano model from nothing, on a CPU: `python training/train.py --run DIR`.
+
+Runs through `STAGES`, logs to DIR/log.jsonl, keeps DIR/last.pt to resume from (run the same command again), and
+writes the averaged weights to DIR/nano.safetensors. Everything runs at the lowest priority: one single-threaded
+process for each core, that meets the others once a step to average gradients (threads would meet at every
+operation, and wait for each other whenever somebody else uses a core), and for each of them one that makes data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+ALLOCATOR_ENVIRONMENT = {
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 33),
+    "MALLOC_TOP_PAD_": str(1 << 28),
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+"""Large buffers stay with the process instead of costing page faults at every step; waiting threads leave the cores
+to others. Both are read before a process starts, so the script starts itself again with them."""
+
+if __name__ == "__main__" and any(os.environ.get(name) != v for name, v in ALLOCATOR_ENVIRONMENT.items()):
+    os.execve(  # noqa: S606  # no shell wanted
+        sys.executable, [sys.executable, *sys.argv], {**os.environ, **ALLOCATOR_ENVIRONMENT}
+    )
+
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+from segment_anything.modeling import Sam  # noqa: E402
+from torch.multiprocessing.spawn import start_processes  # noqa: E402
+from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
+
+from decode import decode_prompts  # noqa: E402
+from losses import DenseHelp, prompt_losses  # noqa: E402
+from rerun_loader_sam.engine.nano import (  # noqa: E402
+    NanoConfig,
+    build_nano,
+    fold_batch_norms,
+    save_nano,
+)
+from samples import Batch, BatchStream, Stage  # noqa: E402
+
+STAGES = (
+    Stage(size=128, batch=8, prompts=8, steps=2400, new_scenes=0.5),
+    Stage(size=256, batch=4, prompts=10, steps=2000, new_scenes=0.5),
+    Stage(size=512, batch=2, prompts=8, steps=100, new_scenes=0.5),
+)
+GENERATOR_DEFAULTS: dict[str, float | int] = {
+    "points_per_side": 24,
+    "pred_iou_thresh": 0.7,
+    "stability_score_thresh": 0.75,
+    "stability_score_offset": 1.0,
+    "box_nms_thresh": 0.7,
+}
+"""What the automatic mask generator should use with this model; chosen with benchmarks/quality.py."""
+
+HELD_OUT_SEED = 90_001
+HELD_OUT = Stage(size=256, batch=8, prompts=10, steps=4, new_scenes=8)
+SAVE_EVERY, LOG_EVERY, EVALUATE_EVERY = 200, 50, 400
+
+
+@dataclass(frozen=True, slots=True)
+class Hyperparameters:
+    """Learning rates are for the plateau; they rise over `warmup` steps and fall over the last `decay` of all
+    steps."""
+
+    encoder_lr: float = 1.5e-3
+    decoder_lr: float = 6e-4
+    warmup: int = 200
+    decay: float = 0.35
+    weight_decay: float = 0.02
+    box_share: float = 0.12
+    average: float = 0.998
+
+
+class Training:
+    """Model, helpers, optimiser and average; `step` counts the finished steps.
+
+    One of `processes` equal ones: their gradients are averaged at each step, so their weights stay the same.
+    """
+
+    def __init__(self, folder: Path, stages: list[Stage], hyper: Hyperparameters, seed: int, processes: int) -> None:
+        torch.manual_seed(seed)
+        self.processes = processes
+        self.folder, self.stages, self.hyper, self.seed = folder, stages, hyper, seed
+        self.config = NanoConfig()
+        self.sam: Sam = build_nano(self.config)
+        self.sam.image_encoder.to(memory_format=torch.channels_last)
+        self.help = DenseHelp(self.config.embed_dim)
+        encoder = [*self.sam.image_encoder.parameters(), *self.help.parameters()]
+        decoder = [*self.sam.prompt_encoder.parameters(), *self.sam.mask_decoder.parameters()]
+        self.optimiser = torch.optim.AdamW(
+            [{"params": encoder, "peak": hyper.encoder_lr}, {"params": decoder, "peak": hyper.decoder_lr}],
+            lr=hyper.encoder_lr,
+            betas=(0.9, 0.99),
+            weight_decay=hyper.weight_decay,
+            fused=True,
+        )
+        self.average = {name: value.clone() for name, value in self.sam.state_dict().items()}
+        self.step, self.seconds = 0, 0.0
+        self.checkpoint = folder / "last.pt"
+        if self.checkpoint.exists():
+            self._resume()
+
+    @property
+    def total_steps(self) -> int:
+        """Of all stages."""
+        return sum(stage.steps for stage in self.stages)
+
+    def _resume(self) -> None:
+        saved = torch.load(self.checkpoint, weights_only=True)
+        self.sam.load_state_dict(saved["model"])
+        self.help.load_state_dict(saved["help"])
+        self.optimiser.load_state_dict(saved["optimiser"])
+        self.average = saved["average"]
+        self.step, self.seconds = saved["step"], saved["seconds"]
+
+    def save(self) -> None:
+        """Write what a resumed run needs, and the averaged weights as a checkpoint."""
+        state = {
+            "model": self.sam.state_dict(),
+            "help": self.help.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "average": self.average,
+            "step": self.step,
+            "seconds": self.seconds,
+        }
+        unfinished = self.checkpoint.with_suffix(".part")
+        torch.save(state, unfinished)
+        unfinished.replace(self.checkpoint)
+        export = self.folder / "nano.part"
+        config = replace(self.config, folded=True)
+        save_nano(export, fold_batch_norms(self.average), config, GENERATOR_DEFAULTS)
+        export.replace(self.folder / "nano.safetensors")
+
+    def _average_gradients(self) -> None:
+        gradients = [
+            parameter.grad
+            for group in self.optimiser.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= self.processes
+        parts = torch.split(flat, [gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def learn(self, batch: Batch) -> dict[str, float]:
+        """One optimiser step; returns its figures."""
+        hyper = self.hyper
+        decay_steps = max(1, int(hyper.decay * self.total_steps))
+        scale = min(1.0, (self.step + 1) / hyper.warmup, (self.total_steps - self.step) / decay_steps)
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["peak"] * max(scale, 0.02)
+        torch.manual_seed((self.seed << 24) + self.step)
+        ambiguous = bool(torch.rand(()) >= hyper.box_share)
+        self.sam.train()
+        images = (batch.images - self.sam.pixel_mean) / self.sam.pixel_std
+        self.sam.prompt_encoder.input_image_size = (images.shape[2], images.shape[3])
+        # the fused kernel costs more than it saves on the few positions of small images
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+            embeddings = self.sam.image_encoder(images)
+        likeness, border = self.help(embeddings.float(), batch.regions, batch.wholes)
+        logits, predicted = decode_prompts(
+            self.sam,
+            embeddings.bfloat16(),
+            batch.points if ambiguous else None,
+            None if ambiguous else batch.boxes,
+        )
+        result = prompt_losses(logits, predicted, batch.targets.flatten(0, 1), batch.valid.flatten(0, 1), ambiguous)
+        loss = result.mask + result.predicted_iou + 0.5 * likeness + border
+        self.optimiser.zero_grad()
+        loss.backward()
+        if self.processes > 1:
+            self._average_gradients()
+        norm = torch.nn.utils.clip_grad_norm_(self.sam.parameters(), 1.0)
+        if torch.isfinite(norm):
+            self.optimiser.step()
+        self.step += 1
+        keep = min(hyper.average, self.step / (self.step + 20))
+        for name, value in self.sam.state_dict().items():
+            if value.is_floating_point():
+                self.average[name].lerp_(value, 1 - keep)
+        return {
+            "mask": result.mask.item(),
+            "iou_loss": result.predicted_iou.item(),
+            "best_iou": result.best_iou.item(),
+            "calibration": result.calibration.item(),
+            "likeness": likeness.item(),
+            "border": border.item(),
+        }
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Figures of the averaged weights on held-out scenes, for point prompts."""
+        batches = BatchStream(self.folder, HELD_OUT_SEED, [HELD_OUT], 0, capacity=128)
+        own = {name: value.clone() for name, value in self.sam.state_dict().items()}
+        self.sam.load_state_dict(self.average)
+        self.sam.eval()
+        best, calibration = [], []
+        for batch in batches:
+            self.sam.prompt_encoder.input_image_size = (HELD_OUT.size, HELD_OUT.size)
+            embeddings = self.sam.image_encoder((batch.images - self.sam.pixel_mean) / self.sam.pixel_std)
+            logits, predicted = decode_prompts(self.sam, embeddings, batch.points, None)
+            result = prompt_losses(logits, predicted, batch.targets.flatten(0, 1), batch.valid.flatten(0, 1), True)
+            best.append(result.best_iou.item())
+            calibration.append(result.calibration.item())
+        self.sam.load_state_dict(own)
+        return {
+            "held_out_best_iou": sum(best) / len(best),
+            "held_out_calibration": sum(calibration) / len(calibration),
+        }
+
+
+def train_process(rank: int, processes: int, arguments: argparse.Namespace) -> None:
+    """One of the equal processes; the first one also evaluates, logs and saves."""
+    torch.set_num_threads(1)
+    folder: Path = arguments.run
+    training = Training(folder, arguments.steps, Hyperparameters(), arguments.seed, processes)
+    if processes > 1:
+        meeting_point = f"file://{folder.resolve()}/meeting_point_{os.getppid()}"
+        dist.init_process_group("gloo", init_method=meeting_point, rank=rank, world_size=processes)
+    shares = [
+        replace(stage, batch=stage.batch // processes, new_scenes=stage.new_scenes / processes)
+        for stage in training.stages
+    ]
+    loader = torch.utils.data.DataLoader(
+        BatchStream(folder, arguments.seed * 100 + rank, shares, training.step),
+        batch_size=None,
+        num_workers=1,
+        prefetch_factor=6,
+        multiprocessing_context="fork",
+    )
+    started = mark = time.monotonic()
+    figures: list[dict[str, float]] = []
+    for batch in loader:
+        figures.append(training.learn(batch))
+        now = time.monotonic()
+        training.seconds += now - mark
+        mark = now
+        step = training.step
+        # every process must leave at the same step: the first one's clock decides, at rare steps
+        out_of_time = False
+        if step % LOG_EVERY == 0:
+            votes = torch.tensor(float(rank == 0 and now - started > arguments.minutes * 60))
+            if processes > 1:
+                dist.all_reduce(votes)
+            out_of_time = votes.item() > 0
+        if rank == 0 and step % LOG_EVERY == 0:
+            means = {name: sum(f[name] for f in figures) / len(figures) for name in figures[0]}
+            figures.clear()
+            if step % EVALUATE_EVERY == 0:
+                means |= training.evaluate()
+            line = {"step": step, "size": batch.images.shape[-1], "minutes": training.seconds / 60}
+            with (folder / "log.jsonl").open("a") as log:
+                log.write(json.dumps({k: round(v, 4) for k, v in (line | means).items()}) + "\n")
+        if rank == 0 and (step % SAVE_EVERY == 0 or out_of_time or step == training.total_steps):
+            training.save()
+        if out_of_time:
+            break
+
+
+def parse_stages(text: str) -> list[Stage]:
+    """`STAGES` with other numbers of steps: `2400,2000,100`."""
+    steps = [int(part) for part in text.split(",")]
+    if len(steps) != len(STAGES):
+        raise argparse.ArgumentTypeError(f"expected {len(STAGES)} numbers of steps, got {text!r}")
+    return [replace(stage, steps=count) for stage, count in zip(STAGES, steps, strict=True)]
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True, help="folder for log, checkpoints and scenes")
+    parser.add_argument("--steps", type=parse_stages, default=list(STAGES), help="steps of each stage: 2400,2000,100")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop, resumably, after this time")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1), help="1 or 2")
+    arguments = parser.parse_args()
+    arguments.run.mkdir(parents=True, exist_ok=True)
+    os.nice(19)
+    if hasattr(os, "SCHED_IDLE"):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    settings = {"stages": [asdict(s) for s in arguments.steps], "hyper": asdict(Hyperparameters())}
+    settings |= {"seed": arguments.seed, "processes": arguments.processes}
+    (arguments.run / "settings.json").write_text(json.dumps(settings, indent=1))
+    torch.set_num_threads(1)
+    if arguments.processes == 1:
+        train_process(0, 1, arguments)
+        return
+    start_processes(  # type: ignore[no-untyped-call]
+        train_process, (arguments.processes, arguments), nprocs=arguments.processes, start_method="fork"
+    )
+
+
+if __name__ == "__main__":
+    main()
