@@ -3,11 +3,12 @@
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from rerun_loader_sam.worker.control import stop_worker
 from sdks import Sdk, install_sdk
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "coffee.jpg"
@@ -15,8 +16,8 @@ LOADERS = ("rerun-loader-sam", "rerun-importer-sam")
 
 
 @pytest.fixture
-def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The home folder of a user who has set nothing but a small, quick grid of prompts."""
+def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The home folder of a user who has set nothing but a small, quick grid of prompts; without a worker yet."""
     for name in list(os.environ):
         if name.startswith(("RERUN", "XDG_")):
             monkeypatch.delenv(name)
@@ -36,7 +37,8 @@ def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("RERUN_SAM_POINTS_PER_SIDE", "6")
     # A viewer asks once whether it may send statistics; a test has no say in that.
     monkeypatch.setenv("DO_NOT_TRACK", "1")
-    return home
+    yield home
+    stop_worker()
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ import socket
 import time
 
 from rerun_loader_sam.errors import UserError
+from rerun_loader_sam.folders import runtime_dir
 from rerun_loader_sam.worker.client import connect, is_supported
-from rerun_loader_sam.worker.start import lock_path
+from rerun_loader_sam.worker.start import lock_path, start_lock
 from rerun_loader_sam.worker.wire import PREFIX_BYTES, WireError, encode_header, parse_header, parse_prefix
 
 _TIMEOUT_S = 5.0
@@ -27,7 +28,10 @@ def stop_worker() -> int | None:
 
     Work that it has in hand is lost: the loaders say so. One that does not answer is killed.
     """
-    pid = _holder_of_lock()
+    if not runtime_dir().exists():
+        return None
+    with start_lock():  # one that is being started is there in a moment
+        pid = _holder_of_lock()
     try:
         _ask("stop")
     except UserError:

@@ -210,8 +210,12 @@ class Server:
         connection.cancel()
 
 
-def main() -> int:
-    """Run the worker of this user, unless there is one; returns the exit code."""
+def main(arguments: list[str]) -> int:
+    """Run the worker of this user, unless there is one; returns the exit code.
+
+    The one argument is the file descriptor of the lock under which it is started.
+    """
+    start_lock_fd = int(arguments[0])
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format=f"%(asctime)s [{os.getpid()}] %(levelname)s %(message)s"
     )
@@ -234,6 +238,7 @@ def main() -> int:
     listener.bind(socket_path())
     listener.listen(_BACKLOG)
     listener.setblocking(False)
+    os.close(start_lock_fd)
     _log.info("started")
     Server(settings, lock, listener).run()
     _log.info("ended")
@@ -274,4 +279,4 @@ def _raise_file_limit() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -38,17 +38,19 @@ def start_worker() -> socket.socket:
         ensure_private(runtime_dir())
         ensure_private(Path(socket_path()).parent)
         ensure_private(cache_dir())
-        with _exclusive(runtime_dir() / "worker.start"):
-            return connect() or _spawn()
+        with start_lock() as lock:
+            return connect() or _spawn(lock)
     except (UserError, OSError) as error:
         raise WorkerError(str(error)) from error
 
 
-def _spawn() -> socket.socket:
+def _spawn(lock: IO[bytes]) -> socket.socket:
     environ = {name: value for name, value in os.environ.items() if name != "RERUN"}  # it would switch logging off
     with _open_log() as log:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "rerun_loader_sam.worker.server"],
+            [sys.executable, "-P", "-m", "rerun_loader_sam.worker.server", str(lock.fileno())],
+            # It holds the lock too until it can be reached, should this process be killed before.
+            pass_fds=[lock.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -77,10 +79,10 @@ def _open_log() -> IO[bytes]:
 
 
 @contextlib.contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`; the kernel gives back the lock of a process that dies."""
+def start_lock() -> Iterator[IO[bytes]]:
+    """Hold the right to start a worker; the kernel gives back the lock of a process that dies."""
     import fcntl
 
-    with path.open("ab") as file:
+    with (runtime_dir() / "worker.start").open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield file
