@@ -1,0 +1,53 @@
+"""`python -m rerun_loader_sam.follow.attach PID PORT`: follows one running viewer to its end, then ends too.
+
+A process of its own, since Rerun, which it needs, takes 90 MB: `rerun-sam watch` pays only while a viewer runs.
+"""
+
+import os
+import signal
+import sys
+import time
+
+from rerun_loader_sam.follow.announcements import proxy_url
+from rerun_loader_sam.follow.discover import running_viewers
+from rerun_loader_sam.follow.follower import Follower
+from rerun_loader_sam.follow.say import say
+from rerun_loader_sam.follow.viewer import UnreachableViewerError, UnsupportedViewerError, Viewer
+
+NOT_SUPPORTED = 3
+
+
+def main() -> int:
+    """Run; returns 0 when the viewer has ended, NOT_SUPPORTED where it is older than 0.41."""
+    pid, port = int(sys.argv[1]), int(sys.argv[2])
+    process = next((found for found in running_viewers() if (found.pid, found.port) == (pid, port)), None)
+    if process is None:
+        return 0
+    parent = os.getppid()
+
+    def is_over() -> bool:
+        return not process.is_running() or os.getppid() != parent
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: sys.exit(0))
+    try:
+        viewer = Viewer(proxy_url(port))
+        while not is_over():
+            try:
+                version = viewer.version()
+                break
+            except UnreachableViewerError:  # it is starting
+                time.sleep(1)
+        else:
+            return 0
+        say(f"following the viewer {version} on port {port}")
+        Follower(viewer, process.folder, say).follow(is_over)
+    except UnsupportedViewerError as error:
+        say(f"process {pid} on port {port} is left alone: {error}")
+        return NOT_SUPPORTED
+    say(f"the viewer on port {port} has ended")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

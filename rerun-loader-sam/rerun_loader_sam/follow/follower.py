@@ -1,0 +1,184 @@
+"""Follows one viewer of 0.41 or later: has each image that it opens segmented once, over that image."""
+
+import contextlib
+import dataclasses
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rerun_loader_sam.follow.announcements import VIEWER_IMAGE_EXTENSIONS, OpenedFile, entity_parts, opened_path
+from rerun_loader_sam.follow.once import Claim, claim_image
+from rerun_loader_sam.follow.received import received_image
+from rerun_loader_sam.follow.segment import FollowRequest, segment_into_viewer
+from rerun_loader_sam.follow.viewer import HeldImage, StoreName, UnreachableViewerError, Viewer
+
+POLL_S = 1.0
+_PLACING_S = 30.0  # how long a viewer may take from announcing a file to holding its image
+_STREAMING_TURNS = 10  # how often a recording that nobody announced is looked at
+
+
+@dataclasses.dataclass
+class _Announced:
+    file: OpenedFile
+    deadline_s: float
+
+
+@dataclasses.dataclass
+class _Work:
+    image: HeldImage
+    location: Path
+    claim: Claim
+    is_copy: bool = False
+    """Whether the file is our own, to be removed."""
+    process: "subprocess.Popen[bytes] | None" = None
+
+
+class Follower:
+    """Follows a viewer.
+
+    folder: the viewer's working folder, which the paths on its command line are relative to.
+    say: called with each line for a person.
+    only_announced: leave alone what the viewer opens besides: another follows it.
+    """
+
+    def __init__(
+        self, viewer: Viewer, folder: Path, say: Callable[[str], None], *, only_announced: bool = False
+    ) -> None:
+        self._viewer = viewer
+        self._folder = folder
+        self._say = say
+        self._only_announced = only_announced
+        self._sequence: int | None = None
+        self._announced: list[_Announced] = []
+        self._turns_unannounced: dict[str, int] = {}
+        self._explained: set[str] = set()
+        self._queue: list[_Work] = []
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether everything announced so far is done."""
+        return not self._announced and not self._queue
+
+    def announce(self, file: OpenedFile) -> None:
+        """Tell of a file that is on its way to the viewer without its log saying so."""
+        self._announced.append(_Announced(file, time.monotonic() + _PLACING_S))
+
+    def follow(self, is_over: Callable[[], bool], sleep: Callable[[float], object] = time.sleep) -> None:
+        """Follow until `is_over`; then what is under way is ended.
+
+        Raises UnsupportedViewerError where the viewer is older.
+        """
+        try:
+            while not is_over():
+                with contextlib.suppress(UnreachableViewerError):  # busy, or on its way out: `is_over` tells
+                    self.turn()
+                sleep(POLL_S)
+        finally:
+            self.stop()
+
+    def turn(self) -> None:
+        """Look once at what is new, and go on with the work."""
+        if not self._only_announced:
+            self._read_log()
+        stores = self._viewer.stores()
+        self._announced = [announced for announced in self._announced if not self._place(announced, stores)]
+        if not self._only_announced:
+            for store in stores:
+                self._look_for_received(store)
+        self._work({store.store_id for store in stores})
+
+    def _read_log(self) -> None:
+        for sequence, line in self._viewer.log_lines(self._sequence):
+            self._sequence = sequence
+            path = opened_path(line)
+            if path is not None:
+                file = OpenedFile(path, self._folder)
+                if file.is_for_us():
+                    self.announce(file)
+
+    def stop(self) -> None:
+        """End what is under way and let go of what waits."""
+        for work in self._queue:
+            if work.process is not None:
+                work.process.terminate()
+                work.process.wait()
+            self._finish(work, is_done=False)
+        self._queue = []
+
+    def _place(self, announced: _Announced, stores: list[StoreName]) -> bool:
+        """Find the recording that holds an announced image and queue it; whether the announcement is dealt with."""
+        parts = entity_parts(announced.file.path)
+        for store in reversed(stores):
+            for image in self._viewer.images(store, parts):
+                if list(image.parts) == parts and self._take(image, announced.file.location):
+                    return True
+        # A viewer that cannot read the file says so itself; one that shows it again opens no new recording.
+        return time.monotonic() > announced.deadline_s
+
+    def _take(self, image: HeldImage, location: Path, *, is_copy: bool = False) -> bool:
+        self._explained.add(image.store.store_id)
+        if image.has_masks:
+            return False
+        claim = claim_image(image.store.store_id, image.entity_path)
+        if claim is None:
+            return False
+        self._queue.append(_Work(image, location, claim, is_copy))
+        return True
+
+    def _look_for_received(self, store: StoreName) -> None:
+        """Find an image that a second `rerun photo.jpg` streamed to this viewer: no line of its log tells of it."""
+        turns = self._turns_unannounced.get(store.store_id, 0)
+        if store.store_id in self._explained or turns >= _STREAMING_TURNS:
+            return
+        self._turns_unannounced[store.store_id] = turns + 1
+        if turns == 0:  # its announcement may have come since the log was read
+            return
+        images = self._viewer.images(store)
+        if len(images) != 1 or images[0].has_masks or not images[0].is_alone:
+            return
+        image = images[0]
+        if not image.parts or Path(image.parts[-1]).suffix.lower() not in VIEWER_IMAGE_EXTENSIONS:
+            return
+        self._explained.add(store.store_id)
+        copy = received_image(self._viewer.url, store, image.entity_path, image.parts[-1])
+        if copy is not None and not self._take(image, copy, is_copy=True):
+            _remove_copy(copy)
+
+    def _work(self, open_store_ids: set[str]) -> None:
+        """Start the first of the queue where nothing is under way; drop what the person has closed."""
+        for work in list(self._queue):
+            is_open = work.image.store.store_id in open_store_ids
+            if work.process is not None and work.process.poll() is not None:
+                self._finish(work, is_done=True)
+            elif not is_open:
+                if work.process is not None:
+                    work.process.terminate()
+                    work.process.wait()
+                self._finish(work, is_done=True)
+            else:
+                continue
+            self._queue.remove(work)
+        if self._queue and self._queue[0].process is None:
+            first = self._queue[0]
+            first.process = segment_into_viewer(
+                FollowRequest(
+                    location=first.location,
+                    viewer_url=self._viewer.url,
+                    application_id=first.image.store.application_id,
+                    recording_id=first.image.store.recording_id,
+                    image_entity=first.image.entity_path,
+                )
+            )
+            self._say(f"segmenting {os.fsdecode(first.image.parts[-1])}")
+
+    def _finish(self, work: _Work, *, is_done: bool) -> None:
+        work.claim.release(is_done=is_done)
+        if work.is_copy:
+            _remove_copy(work.location)
+
+
+def _remove_copy(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.parent.rmdir()

@@ -1,0 +1,60 @@
+"""Which of several followers has an opened image segmented. Standard library only.
+
+`rerun-sam view` and `rerun-sam watch` may follow the same viewer, and either may start anew.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from rerun_loader_sam.folders import ensure_private, runtime_dir
+
+_DONE = "done"
+_KEPT_S = 7 * 24 * 3600.0  # recording ids are random: what is older than this belongs to a viewer long gone
+
+
+class Claim:
+    """The sole right to have one image segmented, until `release` or the end of this process."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a+", encoding="utf-8")
+
+    def take(self) -> bool:
+        """Whether the image is ours: nobody else works on it, and nobody is done with it."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            return False
+        self._file.seek(0)
+        if self._file.read() == _DONE:
+            self._file.close()
+            return False
+        return True
+
+    def release(self, *, is_done: bool) -> None:
+        """Let go; nobody takes the image again if it `is_done`."""
+        if is_done:
+            self._file.write(_DONE)
+        self._file.close()
+
+
+def claim_image(store_id: str, entity_path: str) -> Claim | None:
+    """Claim an image that is in a viewer; None where it is, or was, another's."""
+    folder = ensure_private(runtime_dir() / "followed")
+    name = hashlib.sha256(f"{store_id}\n{entity_path}".encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    for old in _stale(folder):
+        with contextlib.suppress(OSError):
+            old.unlink()
+    claim = Claim(folder / name)
+    return claim if claim.take() else None
+
+
+def _stale(folder: Path) -> Iterator[Path]:
+    for path in folder.iterdir():
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _KEPT_S:
+                yield path

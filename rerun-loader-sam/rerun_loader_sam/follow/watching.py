@@ -1,0 +1,104 @@
+"""Finds viewers as they come and has each followed, until told to stop."""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import threading
+from types import FrameType
+from typing import IO
+
+from rerun_loader_sam.errors import UserError
+from rerun_loader_sam.folders import ensure_private, runtime_dir
+from rerun_loader_sam.follow.discover import RunningViewer, listening_fingerprint, running_viewers
+
+LOOK_S = 1.0
+_ENDING_S = 5.0
+_LOOK_EVERYWHERE_EVERY = 30  # turns; where the system gives no cheap sign of change, every other turn
+
+
+class Watch:
+    """One for each user: raises UserError where another one runs."""
+
+    def __init__(self) -> None:
+        self._lock = _sole_lock()
+        self._stop = threading.Event()
+        self._followers: dict[RunningViewer, subprocess.Popen[bytes]] = {}
+        self._ending: list[subprocess.Popen[bytes]] = []
+
+    def run(self) -> None:
+        """Watch until SIGTERM or SIGINT."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        fingerprint: object = None
+        turn = 0
+        try:
+            while not self._stop.is_set():
+                now = listening_fingerprint()
+                interval = 2 if now is None else _LOOK_EVERYWHERE_EVERY
+                if now != fingerprint or turn % interval == 0:
+                    fingerprint = now
+                    self._look()
+                turn += 1
+                self._stop.wait(LOOK_S)
+        finally:
+            self._end_all()
+
+    def _look(self) -> None:
+        running = set(running_viewers())
+        for viewer in set(self._followers) - running:
+            self._ending.append(self._followers.pop(viewer))
+        self._ending = [process for process in self._ending if process.poll() is None]
+        for viewer in running - set(self._followers):
+            # It stays in the table when its follower ends, so that what is no viewer is asked once.
+            self._followers[viewer] = subprocess.Popen(
+                [sys.executable, "-m", "rerun_loader_sam.follow.attach", str(viewer.pid), str(viewer.port)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+            )
+
+    def _end_all(self) -> None:
+        processes = [*self._followers.values(), *self._ending]
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            try:
+                process.wait(_ENDING_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._lock.close()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._stop.set()
+
+
+def _sole_lock() -> IO[str]:
+    path = ensure_private(runtime_dir()) / "watch.lock"
+    file = path.open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.seek(0)
+        pid = file.read().strip()
+        file.close()
+        raise UserError(f"`rerun-sam watch` runs already (process {pid}); nothing was started") from None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+def watching_pid() -> int | None:
+    """The process of this user that runs `rerun-sam watch`, if there is one."""
+    path = runtime_dir() / "watch.lock"
+    try:
+        with path.open("r+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return int(file.read().strip() or 0) or None
+    except (OSError, ValueError):
+        pass
+    return None
