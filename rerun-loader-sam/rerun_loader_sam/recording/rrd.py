@@ -2,7 +2,8 @@
 
 Each `BinaryStream.read()` returns a whole stream: header, messages, end, and from 0.33 or so a footer that lists
 the messages. Viewers read such streams one after the other; readers of files do not. So what is sent keeps the
-first header and all messages, and ends once. The framing (`RRF2`) has been the same since 0.23:
+first header and all messages. It ends where the pipe ends: at an end mark a viewer hangs up, and we would take
+that for its being closed. The framing (`RRF2`) has been the same since 0.23:
 https://github.com/rerun-io/rerun/tree/main/crates/store/re_log_encoding
 """
 
@@ -29,10 +30,6 @@ class RrdJoiner:
         start = _HEADER_BYTES if self._has_begun else 0
         self._has_begun = True
         return stream[start:end]
-
-    def finish(self) -> bytes:
-        """What ends the joined stream."""
-        return _MESSAGE_HEAD.pack(_END, 0) if self._has_begun else b""
 
 
 def _end_of_messages(stream: bytes) -> int | None:

@@ -93,8 +93,6 @@ class Recording:
         self.flush()
         if self._bytes is None:
             rr.disconnect(recording=self._stream)
-        else:
-            self._send(self._joiner.finish())
 
     def _set_time(self, time: Time) -> None:
         match time.kind:
