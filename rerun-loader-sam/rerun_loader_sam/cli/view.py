@@ -9,14 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rerun_loader_sam.errors import UserError
+from rerun_loader_sam.follow.command_line import opens_window
 
 OVERRIDE = "RERUN_CLI_PATH"  # of Rerun: the program that the `rerun` command of a Python environment runs
-
-# Of the viewer's command line: what opens no window.
-_SUBCOMMANDS = (
-    "analytics", "auth", "download", "dump-puffin", "help", "man", "mcap", "reset", "rrd", "server", "viewer-mcp",
-)  # fmt: skip
-_NO_WINDOW = ("-h", "--help", "--version", "--save", "--serve", "--serve-web", "--serve-grpc", "--web-viewer")
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -57,13 +52,6 @@ def view(viewer: str, arguments: list[str], environ: Mapping[str, str]) -> int:
     from rerun_loader_sam.follow.session import ViewSession
 
     return ViewSession([viewer, *arguments], environ).run()
-
-
-def opens_window(arguments: list[str]) -> bool:
-    """Whether the viewer opens a window with these arguments, or sends files to one that is open."""
-    if arguments and arguments[0] in _SUBCOMMANDS:
-        return False
-    return not any(argument.partition("=")[0] in _NO_WINDOW for argument in arguments)
 
 
 def _viewer_on_path(environ: Mapping[str, str]) -> str:

@@ -6,13 +6,12 @@ A process of its own, since Rerun, which it needs, takes 90 MB: `rerun-sam watch
 import os
 import signal
 import sys
-import time
 
 from rerun_loader_sam.follow.announcements import proxy_url
 from rerun_loader_sam.follow.discover import running_viewers
 from rerun_loader_sam.follow.follower import Follower
 from rerun_loader_sam.follow.say import say
-from rerun_loader_sam.follow.viewer import UnreachableViewerError, UnsupportedViewerError, Viewer
+from rerun_loader_sam.follow.viewer import UnsupportedViewerError, reach
 
 NOT_SUPPORTED = 3
 
@@ -31,16 +30,10 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: sys.exit(0))
     try:
-        viewer = Viewer(proxy_url(port))
-        while not is_over():
-            try:
-                version = viewer.version()
-                break
-            except UnreachableViewerError:  # it is starting
-                time.sleep(1)
-        else:
+        viewer = reach(proxy_url(port), is_over)
+        if viewer is None:
             return 0
-        say(f"following the viewer {version} on port {port}")
+        say(f"following the viewer {viewer.version} on port {port}")
         Follower(viewer, process.folder, say).follow(is_over)
     except UnsupportedViewerError as error:
         say(f"process {pid} on port {port} is left alone: {error}")

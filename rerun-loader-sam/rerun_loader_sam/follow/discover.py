@@ -7,6 +7,8 @@ from pathlib import Path
 
 import psutil
 
+from rerun_loader_sam.follow.command_line import opens_window
+
 _NAME = "rerun"
 _TCP_TABLES = ("/proc/net/tcp", "/proc/net/tcp6")
 _LISTEN = "0A"
@@ -57,7 +59,7 @@ def running_viewers() -> list[RunningViewer]:
         if (process.info["name"] or "").lower() != _NAME:
             continue
         try:
-            if process.uids().real != user:
+            if process.uids().real != user or not opens_window(process.cmdline()[1:]):
                 continue
             connections = getattr(process, "net_connections", process.connections)(kind="tcp")
             ports = {c.laddr.port for c in connections if c.status == psutil.CONN_LISTEN}

@@ -117,14 +117,14 @@ class Follower:
         # A viewer that cannot read the file says so itself; one that shows it again opens no new recording.
         return time.monotonic() > announced.deadline_s
 
-    def _take(self, image: HeldImage, location: Path, *, is_copy: bool = False) -> bool:
+    def _take(self, image: HeldImage, location: Path) -> bool:
         self._explained.add(image.store.store_id)
         if image.has_masks:
             return False
         claim = claim_image(image.store.store_id, image.entity_path)
         if claim is None:
             return False
-        self._queue.append(_Work(image, location, claim, is_copy))
+        self._queue.append(_Work(image, location, claim))
         return True
 
     def _look_for_received(self, store: StoreName) -> None:
@@ -142,9 +142,14 @@ class Follower:
         if not image.parts or Path(image.parts[-1]).suffix.lower() not in VIEWER_IMAGE_EXTENSIONS:
             return
         self._explained.add(store.store_id)
+        claim = claim_image(store.store_id, image.entity_path)
+        if claim is None:
+            return
         copy = received_image(self._viewer.url, store, image.entity_path, image.parts[-1])
-        if copy is not None and not self._take(image, copy, is_copy=True):
-            _remove_copy(copy)
+        if copy is None:  # it came from a program: that is left alone for good
+            claim.release(is_done=True)
+        else:
+            self._queue.append(_Work(image, copy, claim, is_copy=True))
 
     def _work(self, open_store_ids: set[str]) -> None:
         """Start the first of the queue where nothing is under way; drop what the person has closed."""

@@ -34,7 +34,7 @@ def received_image(viewer_url: str, store: StoreName, entity_path: str, name: st
         blob = _blob(rrd, store, entity_path)
     if blob is None:
         return None
-    copy = Path(tempfile.mkdtemp(dir=ensure_private(runtime_dir()))) / name
+    copy = Path(tempfile.mkdtemp(dir=ensure_private(runtime_dir()))) / (Path(name).name or "image")
     copy.write_bytes(blob)
     return copy
 
@@ -52,7 +52,7 @@ def _environ() -> dict[str, str]:
 def _save(viewer_url: str, rrd: Path) -> None:
     """Write what the server of the viewer holds to `rrd`."""
     process = subprocess.Popen(
-        _command(viewer_url, "--save", str(rrd)),
+        _command(viewer_url, "--save", str(rrd), "--port", "0"),  # it would take the place of a viewer otherwise
         env=_environ(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -70,7 +70,7 @@ def _save(viewer_url: str, rrd: Path) -> None:
             time.sleep(0.1)
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
+            os.killpg(process.pid, signal.SIGINT)
         process.wait()
 
 

@@ -6,7 +6,6 @@ import queue
 import signal
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from rerun_loader_sam.follow.announcements import (
 from rerun_loader_sam.follow.follower import POLL_S, Follower
 from rerun_loader_sam.follow.say import say
 from rerun_loader_sam.follow.segment import FollowRequest, own_application_id, segment_into_viewer
-from rerun_loader_sam.follow.viewer import UnreachableViewerError, UnsupportedViewerError, Viewer
+from rerun_loader_sam.follow.viewer import UnsupportedViewerError, Viewer, reach
 
 _CHUNK_BYTES = 1 << 16
 
@@ -144,13 +143,7 @@ class ViewSession:
     def _ask(self, url: str, is_over: Callable[[], bool]) -> Viewer | None:
         """The viewer, once it answers; None where it, or the SDK here, cannot tell what was opened."""
         try:
-            viewer = Viewer(url)
-            while not is_over():
-                try:
-                    viewer.version()
-                    return viewer
-                except UnreachableViewerError:  # it is starting
-                    time.sleep(POLL_S)
+            return reach(url, is_over)
         except UnsupportedViewerError as error:
             say(f"{error}; masks come as a recording of their own")
         return None

@@ -4,7 +4,8 @@ Needs rerun-sdk 0.41 or later and a viewer of 0.41 or later. The API is experime
 """
 
 import dataclasses
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from rerun_loader_sam.follow.announcements import unescaped_parts
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 _IMAGE_COMPONENTS = ("EncodedImage:", "Image:", "DepthImage:")
 MASKS = "masks"
+_RETRY_S = 1.0
 
 
 class UnsupportedViewerError(Exception):
@@ -69,10 +71,10 @@ class HeldImage:
 
 
 class Viewer:
-    """A viewer at a URL.
+    """A viewer at a URL; `version` is its version, as `0.41.0`.
 
-    Every method raises UnreachableViewerError where it does not answer and UnsupportedViewerError where it answers
-    that it cannot tell.
+    To make one, and every method, raises UnreachableViewerError where it does not answer, and
+    UnsupportedViewerError where it answers that it cannot tell.
     """
 
     def __init__(self, url: str) -> None:
@@ -87,13 +89,7 @@ class Viewer:
             )
         try:
             self._client: ViewerClient = client_class(url)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise _translated(error) from error
-
-    def version(self) -> str:
-        """The viewer's version, as `0.41.0`."""
-        try:
-            return self._client.get_state().viewer_version or ""
+            self.version = self._client.get_state().viewer_version or ""
         except (ConnectionError, RuntimeError) as error:
             raise _translated(error) from error
 
@@ -139,6 +135,16 @@ class Viewer:
                 )
             )
         return found
+
+
+def reach(url: str, is_over: Callable[[], bool]) -> Viewer | None:
+    """The viewer at `url`, once it answers; None where it `is_over` before. Raises UnsupportedViewerError."""
+    while not is_over():
+        try:
+            return Viewer(url)
+        except UnreachableViewerError:  # it is starting
+            time.sleep(_RETRY_S)
+    return None
 
 
 def _translated(error: Exception) -> Exception:
