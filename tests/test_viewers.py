@@ -34,7 +34,9 @@ def save(tmp_path: Path, sdk: Callable[[str], Sdk]) -> Save:
     def run(version: str, *opened: Path, stdin: "subprocess.Popen[bytes] | None" = None) -> Contents:
         out = tmp_path / "received.rrd"
         command = [sdk(version).viewer, *(opened or ["-"]), "--save", out, "--port", "0"]
-        environment = sdk(version).environment() | {"TMPDIR": str(tmp_path)}
+        # Viewers up to 0.24 wait for loaders in a thread pool as large as the machine has cores: with a folder
+        # and two cores that pool is now and then all waiting, with any loader at all.
+        environment = sdk(version).environment() | {"RAYON_NUM_THREADS": "16"}
         outcome = subprocess.run(
             command, env=environment, stdin=stdin and stdin.stdout, capture_output=True, timeout=120, check=False
         )
