@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,9 @@ from rerun_loader_sam.segmenter import LoadedModel, Stream
 from rerun_loader_sam.settings import Settings
 from rerun_loader_sam.sniff import iter_images
 from rerun_loader_sam.stamp import FileStamp, file_stamp
+
+if TYPE_CHECKING:
+    from rerun_loader_sam.engine.generator import Progress
 
 PROGRESS_EVERY_S = 2.0
 
@@ -116,6 +120,8 @@ class Job:
             self._draw(step, result.masks, shown)
         count = f"{len(result.masks)} masks" if len(result.masks) != 1 else "1 mask"
         self._log(step, f"{count} in {time.monotonic() - started:.1f} s, by {result.model.chosen.name}")
+        if not result.masks:
+            self._log(step, _why_none(result.model), "WARN")
         contents.clear_progress(self._open(step))
 
     def _show(self, step: int, path: Path) -> "_Shown":
@@ -203,10 +209,7 @@ class Job:
             now = time.monotonic()
             if event.stage != "done" and now - reported >= PROGRESS_EVERY_S:
                 reported = now
-                text = f"{event.stage}: {100 * event.done // max(1, event.total)} %"
-                if found:
-                    text += f", {found} candidate masks"
-                self._log(step, f"{text}, {now - started:.0f} s")
+                self._log(step, f"{_progress_text(event, found)}, {now - started:.0f} s")
         if model is None:
             raise RuntimeError("the segmenter named no model")
         return Result(masks, model, time.time())
@@ -233,6 +236,18 @@ class _Shown:
     """(H, W, 3), unless it is to be read again."""
 
 
+def _progress_text(progress: "Progress", found: int) -> str:
+    if progress.stage == "encode":
+        return "Encoding the image"
+    candidates = f", {found} candidate masks" if found else ""
+    return f"{progress.done} of {progress.total} prompts{candidates}"
+
+
+def _why_none(model: LoadedModel) -> str:
+    limits = ", ".join(f"{name} {model.parameters[name]}" for name in ("pred_iou_thresh", "stability_score_thresh"))
+    return f"No mask passed {limits}: lower RERUN_SAM_PRED_IOU_THRESH, or take a larger model"
+
+
 def _description(model: LoadedModel, recording: Recording) -> str:
     """Markdown: what this is, which model, which settings."""
     parameters = "\n".join(f"| `{name}` | {value} |" for name, value in sorted(model.parameters.items()))
@@ -242,8 +257,8 @@ def _description(model: LoadedModel, recording: Recording) -> str:
         f"rerun-loader-sam {__version__}.\n\n"
         f"* **Model**: {model.chosen.description}\n"
         f"* **Device**: {model.device}\n\n"
-        f"`{recording.path(contents.MASKS)}` layers the masks from largest to smallest; the class id is the number of "
-        f"the mask. Select a box in `{recording.path(contents.BOXES)}` for its area, predicted IoU and stability "
+        f"`{recording.path(contents.MASKS)}` layers the masks from largest to smallest; the class id is the number "
+        f"of the mask. Select a box in `{recording.path(contents.BOXES)}` for its area, predicted IoU and stability "
         f"score. Plane *i* of `{recording.path(contents.TENSOR)}` is mask *i*.\n\n"
         f"| setting | value |\n| --- | --- |\n{parameters}\n"
     )
