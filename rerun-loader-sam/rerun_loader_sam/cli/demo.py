@@ -30,8 +30,8 @@ def add_parser(subparsers: "_Subparsers") -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run `rerun-sam demo`; returns the exit code."""
     image: Path = arguments.image or _shipped_photograph()
-    if _has_display() and not arguments.files:
-        return _show(image)
+    if _has_display() and not arguments.files and _show(image):
+        return 0
     _write(image)
     return 0
 
@@ -58,8 +58,8 @@ def _beside_python(name: str) -> str:
     return found
 
 
-def _show(image: Path) -> int:
-    """What `rerun-loader-sam IMAGE | rerun -` does; ends when the window is closed."""
+def _show(image: Path) -> bool:
+    """What `rerun-loader-sam IMAGE | rerun -` does until the window is closed; whether there was a window."""
     viewer = shutil.which("rerun") or _beside_python("rerun")
     loader = subprocess.Popen([_beside_python("rerun-loader-sam"), str(image)], stdout=subprocess.PIPE)
     print(f"{image} opens in {viewer}; close its window to end", flush=True)
@@ -67,7 +67,9 @@ def _show(image: Path) -> int:
     if loader.stdout:
         loader.stdout.close()  # so that the loader ends with the viewer
     loader.wait()
-    return code
+    if code:
+        print(f"the viewer ended with exit code {code}; writing files instead", file=sys.stderr)
+    return code == 0
 
 
 def _write(image: Path) -> None:

@@ -5,11 +5,19 @@ import sys
 from collections.abc import Sequence
 
 from rerun_loader_sam import __version__
-from rerun_loader_sam.cli import demo, models, worker
+from rerun_loader_sam.cli import demo, doctor, models, service, view, watch, worker
 from rerun_loader_sam.errors import describe
 from rerun_loader_sam.loader import INTERRUPTED
 
-COMMANDS = {"demo": demo, "models": models, "worker": worker}
+COMMANDS = {
+    "view": view,
+    "watch": watch,
+    "service": service,
+    "doctor": doctor,
+    "demo": demo,
+    "models": models,
+    "worker": worker,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
