@@ -15,6 +15,9 @@ from rerun_loader_sam.engine.folding import (
 )
 from rerun_loader_sam.engine.upscaling import FoldedUpscaling, UpscaledImage, can_fold_upscaling
 
+# Attention weights (float32) of one layer that stay in a core's second-level cache from one operation to the next.
+_CACHED_WEIGHTS = 60_000
+
 
 def can_fold(sam: Sam) -> bool:
     """Whether the model's decoder is Meta's, in any size, so that the rearrangement holds."""
@@ -48,13 +51,13 @@ class ImageState:
     """The image tokens of some prompts: x = u * base + weights.T @ R + const (see `engine.folding`).
 
     Attributes:
-        factor: u, (P, N); None while it is 1.
+        factor: u, (P, N).
         weights: K, (P, k, N); its rows are filled from layer to layer, the first `rows` are in use.
         rows: How many rows of `weights` are in use.
         values: The tokens' values that give R, of each layer so far: (P, heads, T, c).
     """
 
-    factor: Tensor | None
+    factor: Tensor
     weights: Tensor
     rows: int
     values: list[Tensor]
@@ -78,15 +81,16 @@ class FoldedPrediction:
 
     def low_res_logits(self, prompt: int, masks: list[int]) -> Tensor:
         """Logits of chosen masks of one prompt, (len(masks), h, w), over the image without the padding."""
+        return self.source.logits(*self._of(prompt), masks)
+
+    def coarse_logits(self, prompt: int, masks: list[int]) -> Tensor:
+        """Every fourth of these logits either way, from the third on, for a twelfth of the cost."""
+        return self.source.coarse_logits(*self._of(prompt), masks)
+
+    def _of(self, prompt: int) -> tuple[Tensor, Tensor, list[Tensor], Tensor]:
         state = self.state
-        assert state.factor is not None  # noqa: S101  # every layer sets it, and there is one at least
-        return self.source.logits(
-            state.factor[prompt],
-            state.weights[prompt],
-            [values[prompt] for values in state.values],
-            self.mask_tokens[prompt],
-            masks,
-        )
+        values = [values[prompt] for values in state.values]
+        return state.factor[prompt], state.weights[prompt], values, self.mask_tokens[prompt]
 
 
 class FoldedPrompts:
@@ -100,13 +104,11 @@ class FoldedPrompts:
         self._image = image
         self._upscaled = decoder.upscaling.with_image(image.base, grid_hw, input_hw, decoder.weights)
 
-    def predict(self, points_xy: Tensor, together: int = 1) -> FoldedPrediction:
+    def predict(self, points_xy: Tensor) -> FoldedPrediction:
         """Several masks for each foreground point.
 
         Args:
             points_xy: In pixels of the model's input, (P, 2).
-            together: Prompts whose image side is computed at once: one where it shall stay in a core's cache,
-                many where starting an operation is dear.
         """
         tokens = self._prompt_tokens(points_xy)
         transformer, image = self._weights.transformer, self._image
@@ -114,8 +116,11 @@ class FoldedPrompts:
         n_image = image.base.shape[0]
         heads = transformer.layers[0].cross_attn_image_to_token.num_heads
         rows = sum(heads * n_tokens + (depth > 0) for depth in range(transformer.depth))
-        state = ImageState(None, tokens.new_empty(n_prompts, rows, n_image), 0, [])
-        factor = tokens.new_ones(n_prompts, n_image)
+        state = ImageState(tokens.new_ones(n_prompts, n_image), tokens.new_empty(n_prompts, rows, n_image), 0, [])
+        # The image's side is computed for as many prompts at once as a core's cache holds.
+        together = n_prompts
+        if tokens.device.type == "cpu":
+            together = max(_CACHED_WEIGHTS // (heads * n_tokens * n_image), 1)
         groups = [slice(start, start + together) for start in range(0, n_prompts, together)]
 
         queries = self._attend_to_tokens(0, tokens, tokens)
@@ -133,9 +138,8 @@ class FoldedPrompts:
             last = depth + 1 == transformer.depth
             queries_next = queries if last else self._attend_to_tokens(depth + 1, queries, tokens)
             wanted = self._read_queries(depth + 1, queries_next + tokens)
-            attended = self._write_and_read(depth, keys, wanted, state, factor, groups)
+            attended = self._write_and_read(depth, keys, wanted, state, groups)
             queries = queries_next
-        state.factor = factor
         final: Attention = transformer.final_attn_token_to_image
         out = transformer.norm_final_attn(queries + final.out_proj(attended.transpose(1, 2).flatten(2)))
         decoder = self._sam.mask_decoder
@@ -173,7 +177,7 @@ class FoldedPrompts:
         return _stack_rows(values, *self._weights.spread_before(depth))
 
     def _write_and_read(
-        self, depth: int, keys: Tensor, wanted: Tensor, state: ImageState, factor: Tensor, groups: list[slice]
+        self, depth: int, keys: Tensor, wanted: Tensor, state: ImageState, groups: list[slice]
     ) -> Tensor:
         """Image-to-token update of layer `depth` and the next token-to-image attention: (P, heads, T, c)."""
         update = self._weights.updates[depth]
@@ -205,14 +209,14 @@ class FoldedPrompts:
                 gram[group],
                 weights,
                 rows,
-                factor[group],
+                state.factor[group],
             )
             attended.append(
                 self._read(
                     depth + 1,
                     wanted[group],
                     read_scores[group],
-                    (weights[:, : state.rows], factor[group]),
+                    (weights[:, : state.rows], state.factor[group]),
                     added_values[group],
                 )
             )
@@ -231,9 +235,9 @@ class FoldedPrompts:
         Before the first update (`tokens` is None) the image tokens are the same for all prompts.
         """
         read = self._image.reads[depth]
-        scores = wanted @ read.keys
+        scores = _product(wanted, read.keys)
         if tokens is None or scores_of_rows is None or added_values is None or read.keys_pe is None:
-            return torch.softmax(scores, -1, out=scores) @ read.values + read.value_shift
+            return _product(torch.softmax(scores, -1, out=scores), read.values) + read.value_shift
         weights, factor = tokens
         scores *= factor[:, None, None]
         flat = scores.flatten(1, 2)
@@ -242,7 +246,7 @@ class FoldedPrompts:
         torch.softmax(scores, -1, out=scores)
         from_rows = (flat @ weights.mT).view(*scores.shape[:3], -1) @ added_values
         scores *= factor[:, None, None]
-        return scores @ read.values + from_rows + read.value_shift
+        return _product(scores, read.values) + from_rows + read.value_shift
 
     def _write(
         self,
@@ -258,7 +262,7 @@ class FoldedPrompts:
         """Image-to-token attention and layer norm of a group of prompts, in place in `weights` and `factor`."""
         write, update = self._image.writes[depth], self._weights.updates[depth]
         heads, n_tokens = keys.shape[1:3]
-        scores = keys @ write.queries
+        scores = _product(keys, write.queries)
         if scores_of_rows is not None and write.queries_pe is not None:
             scores *= factor[:, None, None]
             _add_product(scores, keys, write.queries_pe)
@@ -272,7 +276,7 @@ class FoldedPrompts:
         # |u * base + K.T R|^2 = u^2 |base|^2 + K . (2 u * (R base.T) + (R R.T) K), token by token
         parts: list[Tensor] = []
         for layer, (value, overlap) in enumerate(zip(values, write.overlaps, strict=True)):
-            parts.append((value @ overlap).flatten(1, 2))
+            parts.append(_product(value, overlap).flatten(1, 2))
             if layer:
                 parts.append(write.constant_overlaps[layer - 1].expand(len(keys), 1, -1))
         form = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
@@ -295,9 +299,21 @@ def _stack_rows(values: list[Tensor], spread: tuple[Tensor, ...], constants: Ten
     return torch.cat(rows, 1)
 
 
-def _add_product(scores: Tensor, left: Tensor, right: Tensor) -> None:
-    """scores += left @ right, where scores and left are (P, heads, ...) and right (heads, ...)."""
+def _product(left: Tensor, shared: Tensor) -> Tensor:
+    """left @ shared, where left is (P, heads, T, n) and shared, (heads, n, m), is the same for all prompts.
+
+    Torch's own broadcasting would copy `shared` for each prompt.
+    """
+    n_prompts, _, n_tokens, _ = left.shape
+    if n_prompts == 1:
+        return (left[0] @ shared)[None]
+    out = left.transpose(0, 1).flatten(1, 2) @ shared
+    return out.unflatten(1, (n_prompts, n_tokens)).transpose(0, 1).contiguous()
+
+
+def _add_product(scores: Tensor, left: Tensor, shared: Tensor) -> None:
+    """scores += left @ shared, as in `_product`."""
     if len(scores) == 1:
-        torch.baddbmm(scores[0], left[0], right, out=scores[0])
+        torch.baddbmm(scores[0], left[0], shared, out=scores[0])
     else:
-        scores += left @ right
+        scores += _product(left, shared)

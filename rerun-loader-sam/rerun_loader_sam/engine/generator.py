@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from segment_anything.modeling import Sam
 
-from rerun_loader_sam.engine.geometry import Crop, crops, layer_point_grids, model_input_hw
+from rerun_loader_sam.engine.adaptive import adaptive_masks
 from rerun_loader_sam.engine.encoder import encode
+from rerun_loader_sam.engine.geometry import Crop, crops, layer_point_grids, model_input_hw
 from rerun_loader_sam.engine.parallel import Cores
 from rerun_loader_sam.engine.prompting import EmbeddedCrop, Filters
 from rerun_loader_sam.engine.suppression import clean_masks, suppress_duplicates
@@ -146,11 +147,11 @@ class AutomaticMaskGenerator:
             shown: list[Mask] = []
             with Cores(self.model.device) as cores:
                 for answered, fresh in self._crop_masks(image, part, cores):
-                    candidates += fresh
-                    done += answered
-                    if answered == 0:
+                    if answered is None:
                         yield Progress("encode", done, total, [])
                         continue
+                    candidates += fresh
+                    done += answered
                     # Only for showing: what a better mask has replaced cannot come back here, at the end it can.
                     kept = {id(mask) for mask in self._suppress([*shown, *fresh])}
                     new = [mask for mask in fresh if id(mask) in kept]
@@ -168,10 +169,10 @@ class AutomaticMaskGenerator:
         scores = [mask.predicted_iou for mask in masks]
         return [masks[i] for i in suppress_duplicates(masks, scores, self.box_nms_thresh)]
 
-    def _crop_masks(self, image: Pixels, crop: Crop, cores: Cores) -> Iterator[tuple[int, list[Mask]]]:
+    def _crop_masks(self, image: Pixels, crop: Crop, cores: Cores) -> Iterator[tuple[int | None, list[Mask]]]:
         """How many prompts were answered and the masks that pass the filters, batch by batch.
 
-        Before the first batch, no prompts and no masks as often as a piece of the encoder's work is done.
+        Before the first batch, None and no masks as often as a piece of the encoder's work is done.
         """
         filters = Filters(self.pred_iou_thresh, self.stability_score_thresh, self.stability_score_offset)
         pieces = encode(self.model, self._resized(image, crop), cores)
@@ -181,14 +182,17 @@ class AutomaticMaskGenerator:
             except StopIteration as end:
                 embedding = end.value
                 break
-            yield 0, []
-        yield 0, []
+            yield None, []
+        yield None, []
         embedded = EmbeddedCrop(self.model, embedding, crop, (image.shape[0], image.shape[1]), filters)
         points = self.point_grids[crop.layer] * np.array(crop.size_hw[::-1])
         size = self.points_per_batch
         if embedding.device.type == "cpu":
             size = min(size, _CPU_BATCH)
         batches = [points[start : start + size] for start in range(0, len(points), size)]
+        if self.strategy == "adaptive":
+            yield from adaptive_masks(embedded, batches, cores, self.box_nms_thresh)
+            return
         for batch, masks in zip(batches, cores.in_order(embedded.answer, batches), strict=True):
             yield len(batch), masks
 

@@ -7,11 +7,11 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from rerun_loader_sam.engine.decoder import FoldedDecoder, FoldedPrompts, can_fold
-from rerun_loader_sam.engine.geometry import Crop, Floats, is_cut_off, model_input_hw
-from rerun_loader_sam.engine.reference import ReferenceImage
+from rerun_loader_sam.engine.decoder import FoldedDecoder, FoldedPrediction, FoldedPrompts, can_fold
+from rerun_loader_sam.engine.geometry import Box, Crop, Floats, is_cut_off, model_input_hw
+from rerun_loader_sam.engine.reference import ReferenceImage, ReferencePrediction
 from rerun_loader_sam.engine.tracing import Tracer
-from rerun_loader_sam.masks import Mask
+from rerun_loader_sam.masks import Bools, Mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,23 @@ class Filters:
     pred_iou_thresh: float
     stability_score_thresh: float
     stability_score_offset: float
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A mask that is known by its estimates only.
+
+    Attributes:
+        point_xy: Its prompt, in pixels of the crop: float64, (2,).
+        mask: Which of the prompt's masks it is.
+        predicted_iou: The model's own estimate of the mask's quality.
+        box_xyxy: In tokens of the crop's embedding, the ends excluded; rough by a token at each side.
+    """
+
+    point_xy: Floats
+    mask: int
+    predicted_iou: float
+    box_xyxy: Box
 
 
 class EmbeddedCrop:
@@ -56,6 +73,7 @@ class EmbeddedCrop:
             self._decoder = FoldedDecoder(sam).with_image(embedding, input_hw)
         else:
             self._decoder = ReferenceImage(sam, embedding)
+        self._threshold: float = sam.mask_threshold
         logits_per_side = 4 * max(embedding.shape[-2:])
         self._tracer = Tracer(
             crop, image_hw, long_side, logits_per_side, sam.mask_threshold, filters.stability_score_offset
@@ -64,37 +82,77 @@ class EmbeddedCrop:
     @torch.no_grad()
     def answer(self, points_xy: Floats) -> list[Mask]:
         """Masks that pass the filters, in the order of the points: (P, 2), in pixels of the crop."""
-        filters, crop = self._filters, self._crop
+        prediction, wanted = self._predict(points_xy)
+        return [
+            found
+            for prompt, masks in enumerate(wanted)
+            if masks
+            for found in self._trace(prediction, prompt, masks, points_xy[prompt])
+            if found is not None
+        ]
+
+    @torch.no_grad()
+    def estimate(self, points_xy: Floats) -> list[Candidate]:
+        """The masks that pass the filter of predicted IoU, unseen but for a rough box."""
+        prediction, wanted = self._predict(points_xy)
+        candidates: list[Candidate] = []
+        for prompt, masks in enumerate(wanted):
+            if not masks:
+                continue
+            for mask, logits in zip(masks, prediction.coarse_logits(prompt, masks).cpu(), strict=True):
+                inside = (logits > self._threshold).numpy()
+                box = _coarse_box(inside)
+                score = float(prediction.predicted_iou[prompt, mask])
+                candidates.append(Candidate(points_xy[prompt], mask, score, box))
+        return candidates
+
+    @torch.no_grad()
+    def realise(self, candidates: list[Candidate]) -> list[Mask | None]:
+        """The masks of candidates; None for those that do not pass the other filters."""
+        prediction, _ = self._predict(np.stack([candidate.point_xy for candidate in candidates]))
+        return [
+            self._trace(prediction, prompt, [candidate.mask], candidate.point_xy)[0]
+            for prompt, candidate in enumerate(candidates)
+        ]
+
+    def _predict(self, points_xy: Floats) -> tuple[FoldedPrediction | ReferencePrediction, list[list[int]]]:
+        """What the decoder says of points, and which masks of each pass the filter of predicted IoU."""
         points = torch.from_numpy((points_xy * self._scale).astype(np.float32)).to(self.device)
         prediction = self._decoder.predict(points)
-        predicted_iou = prediction.predicted_iou.cpu()
-        passing = (
-            predicted_iou > filters.pred_iou_thresh
-            if filters.pred_iou_thresh > 0
-            else torch.ones_like(predicted_iou, dtype=torch.bool)
-        )
-        x0, y0, _, _ = crop.box_xyxy
-        found: list[Mask] = []
-        for prompt, row in enumerate(passing):
-            wanted: list[int] = row.nonzero().flatten().tolist()
-            if not wanted:
+        least = self._filters.pred_iou_thresh
+        scores: list[list[float]] = prediction.predicted_iou.tolist()
+        return prediction, [[i for i, score in enumerate(row) if least <= 0 or score > least] for row in scores]
+
+    def _trace(
+        self, prediction: FoldedPrediction | ReferencePrediction, prompt: int, masks: list[int], point_xy: Floats
+    ) -> list[Mask | None]:
+        x0, y0, _, _ = self._crop.box_xyxy
+        x, y = point_xy.tolist()
+        found: list[Mask | None] = []
+        for mask, logits in zip(masks, prediction.low_res_logits(prompt, masks).cpu(), strict=True):
+            stability, outline = self._tracer.trace(logits, self._filters.stability_score_thresh)
+            if outline is None or is_cut_off(outline.box_xyxy, self._crop, self._image_hw):
+                found.append(None)
                 continue
-            for mask, logits in zip(wanted, prediction.low_res_logits(prompt, wanted).cpu(), strict=True):
-                stability, outline = self._tracer.trace(logits, filters.stability_score_thresh)
-                if outline is None or is_cut_off(outline.box_xyxy, crop, self._image_hw):
-                    continue
-                left, top, right, bottom = outline.box_xyxy
-                x, y = points_xy[prompt].tolist()
-                found.append(
-                    Mask(
-                        size_hw=self._image_hw,
-                        rle_counts=outline.rle_counts,
-                        bbox_xywh=(float(left), float(top), float(right - left), float(bottom - top)),
-                        area=outline.area,
-                        predicted_iou=float(predicted_iou[prompt, mask]),
-                        stability_score=stability,
-                        point_xy=(x + x0, y + y0),
-                        crop_box_xywh=crop.box_xywh,
-                    )
+            left, top, right, bottom = outline.box_xyxy
+            found.append(
+                Mask(
+                    size_hw=self._image_hw,
+                    rle_counts=outline.rle_counts,
+                    bbox_xywh=(float(left), float(top), float(right - left), float(bottom - top)),
+                    area=outline.area,
+                    predicted_iou=float(prediction.predicted_iou[prompt, mask]),
+                    stability_score=stability,
+                    point_xy=(x + x0, y + y0),
+                    crop_box_xywh=self._crop.box_xywh,
                 )
+            )
         return found
+
+
+def _coarse_box(inside: Bools) -> Box:
+    """Columns and rows of tokens that a rough mask spans; four zeros for none."""
+    columns, rows = np.flatnonzero(inside.any(0)), np.flatnonzero(inside.any(1))
+    if len(rows) == 0:
+        return 0, 0, 0, 0
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

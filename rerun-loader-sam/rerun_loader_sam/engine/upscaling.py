@@ -112,14 +112,8 @@ class UpscaledImage:
             float32, (len(masks), 4 * rows, 4 * columns): tokens that lie in the padding are left out.
         """
         upscaling = self._upscaling
-        heads = upscaling.decoder.output_hypernetworks_mlps
-        hyper = torch.stack([heads[mask + 1](mask_tokens[mask]) for mask in masks])
-        rows: list[Tensor] = []
-        for layer, (value, spread) in enumerate(zip(values, self._spread, strict=True)):
-            rows.append((value @ spread).flatten(0, 1))
-            if layer:
-                rows.append(self._constants[layer - 1][None])
-        added = torch.cat(rows).t().contiguous()
+        hyper = self._hyper(mask_tokens, masks)
+        added = self._added(values).t().contiguous()
         height, width = self._rows, self._columns
         weights, factor = self._within_image(weights), self._within_image(factor)
         out = added.new_empty(4, 4, len(masks), height, width)
@@ -128,15 +122,51 @@ class UpscaledImage:
             part = weights[:, rows_here].flatten(1)
             hidden = torch.addcmul(self._constant, self._base[:, rows_here].flatten(1), factor[rows_here].flatten())
             hidden = torch.addmm(hidden, added, part).unflatten(0, (4, -1))
-            scale = (hidden.square().mean(1, keepdim=True) + upscaling.eps).rsqrt_()
-            hidden = torch.addcmul(upscaling.norm_bias, hidden.mul_(scale), upscaling.norm_weight)
-            hidden = upscaling.first_activation(hidden)
+            hidden = self._normalised(hidden)
             hidden = (upscaling.second_weight @ hidden).add_(upscaling.second_bias)
             hidden = upscaling.second_activation(hidden).unflatten(1, (4, -1))
             out[:, :, :, rows_here] = (hyper @ hidden).unflatten(-1, (-1, width))
         # (dy dx, ey ex, mask, y, x) to (mask, y dy ey, x dx ex)
         fine = out.view(2, 2, 2, 2, len(masks), height, width)
         return fine.permute(4, 5, 0, 2, 6, 1, 3).reshape(len(masks), 4 * height, 4 * width)
+
+    def coarse_logits(
+        self, factor: Tensor, weights: Tensor, values: list[Tensor], mask_tokens: Tensor, masks: list[int]
+    ) -> Tensor:
+        """One of each token's 16 logits, the one beside its centre: (len(masks), rows, columns); see `logits`."""
+        upscaling = self._upscaling
+        quarter = slice(3 * len(self._constant) // 4, None)
+        weights = self._within_image(weights).flatten(1)
+        factor = self._within_image(factor).flatten()
+        hidden = torch.addcmul(self._constant[quarter], self._base[quarter].flatten(1), factor)
+        hidden = torch.addmm(hidden, self._added(values)[:, quarter].t(), weights)
+        hidden = self._normalised(hidden[None])[0]
+        second = slice(0, len(upscaling.second_weight) // 4)
+        hidden = torch.addmm(upscaling.second_bias[second], upscaling.second_weight[second], hidden)
+        hidden = self._hyper(mask_tokens, masks) @ upscaling.second_activation(hidden)
+        return hidden.view(len(masks), self._rows, self._columns)
+
+    def _hyper(self, mask_tokens: Tensor, masks: list[int]) -> Tensor:
+        """What the last features are multiplied with for each mask: (len(masks), C / 8)."""
+        heads = self._upscaling.decoder.output_hypernetworks_mlps
+        return torch.stack([heads[mask + 1](mask_tokens[mask]) for mask in masks])
+
+    def _added(self, values: list[Tensor]) -> Tensor:
+        """R after the first convolution: (k, 4 * C / 4)."""
+        rows: list[Tensor] = []
+        for layer, (value, spread) in enumerate(zip(values, self._spread, strict=True)):
+            rows.append((value @ spread).flatten(0, 1))
+            if layer:
+                rows.append(self._constants[layer - 1][None])
+        return torch.cat(rows)
+
+    def _normalised(self, hidden: Tensor) -> Tensor:
+        """Layer norm and activation over axis 1 of (n, C / 4, tokens), which are centred already; overwrites them."""
+        upscaling = self._upscaling
+        scale = (hidden.square().mean(1, keepdim=True) + upscaling.eps).rsqrt_()
+        normal = torch.addcmul(upscaling.norm_bias, hidden.mul_(scale), upscaling.norm_weight)
+        activated: Tensor = upscaling.first_activation(normal)
+        return activated
 
     def _within_image(self, by_token: Tensor) -> Tensor:
         """(..., N) as (..., rows, columns) without the tokens that lie in the padding."""
