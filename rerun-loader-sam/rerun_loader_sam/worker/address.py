@@ -7,7 +7,7 @@ from rerun_loader_sam import __version__
 from rerun_loader_sam.folders import runtime_path
 
 _MAX_PATH_BYTES = 100  # the kernel's limit is 108 with the zero at the end, on macOS 104
-_FOLDER_VARIABLES = ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TORCH_HOME")
+_VARIABLES = ("HOME", "PYTHONPATH", "TORCH_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
 
 
 def socket_path() -> str:
@@ -37,7 +37,7 @@ def identity() -> dict[str, str]:
         "package": package,
         "prefix": sys.prefix,
         "installed": " ".join(map(str, times)),
-        **{name: os.environ.get(name, "") for name in _FOLDER_VARIABLES},
+        **{name: os.environ.get(name, "") for name in _VARIABLES},
     }
 
 

@@ -32,7 +32,7 @@ _BACKLOG = 4096
 _LOCK_TIMEOUT_S = 20.0
 _TICK_S = 1.0
 _FIRST_LOADER_S = 10.0  # the one that started this process is on its way
-_NICENESS = 10
+_NICENESS = 5
 _MAX_LOG_BYTES = 1 << 20
 _STOPPED = "the background worker was stopped (rerun-sam worker stop); open the file again"
 

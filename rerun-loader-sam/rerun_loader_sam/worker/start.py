@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from rerun_loader_sam.allocator import engine_env
 from rerun_loader_sam.errors import UserError
 from rerun_loader_sam.folders import cache_dir, ensure_private, runtime_dir
 from rerun_loader_sam.worker.address import socket_path
@@ -45,7 +46,8 @@ def start_worker() -> socket.socket:
 
 
 def _spawn(lock: IO[bytes]) -> socket.socket:
-    environ = {name: value for name, value in os.environ.items() if name != "RERUN"}  # it would switch logging off
+    environ = engine_env(os.environ)
+    environ.pop("RERUN", None)  # it would switch logging off
     with _open_log() as log:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "rerun_loader_sam.worker.server", str(lock.fileno())],

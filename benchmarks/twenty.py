@@ -1,0 +1,176 @@
+"""Many photographs opened at the same instant: `python benchmarks/twenty.py [--count 20] [--width 4000] [--json]`.
+
+With a real viewer that calls loaders for images (0.24.1, which is installed on first use), first each photograph
+alone with a warm worker, then all of them at once: how long it takes, and the most memory that viewer, loaders and
+worker held together (proportional set size, ten samples a second). A user of its own in a temporary folder, without
+the cache of results.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from startup import ROOT, new_user
+
+sys.path.insert(0, str(ROOT / "tests"))
+from recordings import read
+from sdks import NATIVE, NEWEST, Sdk, install_sdk
+
+
+def make_photographs(folder: Path, count: int, width: int) -> list[Path]:
+    """Different photographs of 4:3: parts of one, turned and enlarged."""
+    with Image.open(ROOT / "examples" / "coffee.jpg") as image:
+        photograph = image.convert("RGB")
+    paths = []
+    for number in range(count):
+        left, top = 9 * number % 200, 6 * number % 100
+        part = photograph.crop((left, top, left + 400, top + 300))
+        if number % 2:
+            part = ImageOps.mirror(part)
+        path = folder / f"photo{number:02}.jpg"
+        part.resize((width, width * 3 // 4), Image.Resampling.BICUBIC).save(path, quality=92)
+        paths.append(path)
+    return paths
+
+
+class MemoryMeter:
+    """Samples the memory of all processes of a user, told by a variable that only theirs have."""
+
+    def __init__(self, environ: dict[str, str]) -> None:
+        self._mark = f"XDG_RUNTIME_DIR={environ['XDG_RUNTIME_DIR']}".encode()
+        self._is_done = threading.Event()
+        self.peak_mib = 0.0
+        self.by_program_mib: dict[str, float] = {}
+        self._thread = threading.Thread(target=self._sample_all)
+
+    def __enter__(self) -> "MemoryMeter":
+        """Begin to sample."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End it."""
+        self._is_done.set()
+        self._thread.join()
+
+    def _sample_all(self) -> None:
+        while not self._is_done.wait(0.1):
+            sample: dict[str, float] = {}
+            for process in Path("/proc").iterdir():
+                if process.name.isdecimal():
+                    try:
+                        if self._mark in (process / "environ").read_bytes().split(b"\0"):
+                            name = program_of((process / "cmdline").read_bytes())
+                            sample[name] = sample.get(name, 0.0) + pss_mib(process)
+                    except OSError:  # ended meanwhile
+                        continue
+            if sum(sample.values()) > self.peak_mib:
+                self.peak_mib, self.by_program_mib = sum(sample.values()), sample
+
+
+def program_of(command: bytes) -> str:
+    """viewer, loader or worker."""
+    if b"worker.server" in command:
+        return "worker"
+    return "loader" if b"rerun-loader-sam" in command else "viewer"
+
+
+def pss_mib(process: Path) -> float:
+    """What a process takes of the machine's memory: shared pages are shared out."""
+    for line in (process / "smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def open_in_viewer(
+    sdk: Sdk, photographs: list[Path], environ: dict[str, str], out: Path
+) -> tuple[float, MemoryMeter]:
+    """Seconds until the viewer has received all, and what was held meanwhile."""
+    started = time.perf_counter()
+    with MemoryMeter(environ) as meter:
+        outcome = subprocess.run(
+            [sdk.viewer, *photographs, "--save", out, "--port", "0"], env=environ, capture_output=True, check=False
+        )
+    if outcome.returncode:
+        sys.exit(outcome.stderr.decode())
+    return time.perf_counter() - started, meter
+
+
+def count_of_complete(out: Path, newest: Sdk) -> int:
+    """How many recordings of the file hold the line with which a loader ends."""
+    recordings = read(out, newest).recordings
+    return sum(any(" masks in " in text for _, text in recording.texts()) for recording in recordings)
+
+
+def main() -> None:
+    """Run as a command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=20)
+    parser.add_argument("--width", type=int, default=4000, help="of the photographs, in pixels")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="twenty-") as name:
+        folder = Path(name)
+        kept = ROOT / ".pytest_cache" / "d" / "rerun-sdks"  # where the tests keep them
+        kept.mkdir(parents=True, exist_ok=True)
+        sdk = install_sdk(kept, NATIVE)
+        binaries = folder / "bin"
+        binaries.mkdir()
+        (binaries / "rerun-loader-sam").symlink_to(Path(sys.executable).parent / "rerun-loader-sam")
+        environ = new_user(folder) | {
+            "PATH": f"{binaries}{os.pathsep}/usr/bin{os.pathsep}/bin",
+            "PYTHONPATH": sdk.environment()["PYTHONPATH"],
+            "RERUN_SAM_CACHE_MIB": "0",
+            "TMPDIR": str(folder),
+        }
+        photographs = make_photographs(folder, arguments.count + 1, arguments.width)
+        out = folder / "out.rrd"
+        try:
+            open_in_viewer(sdk, photographs[-1:], environ, out)  # starts the worker
+            single = [open_in_viewer(sdk, [photograph], environ, out) for photograph in photographs[:-1]]
+            total_s, meter = open_in_viewer(sdk, photographs[:-1], environ, out)
+            complete = count_of_complete(out, install_sdk(kept, NEWEST))
+        finally:
+            stop = Path(sys.executable).parent / "rerun-sam"
+            subprocess.run([stop, "worker", "stop"], env=environ, stdout=subprocess.DEVNULL, check=False)
+    single_s = sum(seconds for seconds, _ in single)
+    single_mib = max(meter.peak_mib for _, meter in single)
+    result = {
+        "count": arguments.count,
+        "megapixels": arguments.width**2 * 3 / 4e6,
+        "complete": complete,
+        "one_by_one_s": single_s,
+        "one_median_s": statistics.median(seconds for seconds, _ in single),
+        "at_once_s": total_s,
+        "time_ratio": total_s / single_s,
+        "one_peak_mib": single_mib,
+        "at_once_peak_mib": meter.peak_mib,
+        "memory_ratio": meter.peak_mib / single_mib,
+        "at_once_peak_by_program_mib": meter.by_program_mib,
+        "one_peak_by_program_mib": max((m for _, m in single), key=lambda m: m.peak_mib).by_program_mib,
+    }
+    if arguments.json:
+        print(json.dumps(result, indent=2))
+        return
+    print(f"{result['count']} photographs of {result['megapixels']:.1f} MP: {complete} complete")
+    print(f"{'':8}{'one by one':>12}{'at once':>12}{'ratio':>8}{'limit':>7}")
+    print(f"{'time':8}{single_s:10.1f} s{total_s:10.1f} s{result['time_ratio']:8.2f}{1.1:7}")
+    print(f"{'memory':8}{single_mib:8.0f} MiB{meter.peak_mib:8.0f} MiB{result['memory_ratio']:8.2f}{1.5:7}")
+    for title, of in (("one", "one_peak_by_program_mib"), ("at once", "at_once_peak_by_program_mib")):
+        shares = result[of]
+        assert isinstance(shares, dict)
+        print(f"{title:8}" + ", ".join(f"{name} {mib:.0f} MiB" for name, mib in sorted(shares.items())))
+
+
+if __name__ == "__main__":
+    main()
