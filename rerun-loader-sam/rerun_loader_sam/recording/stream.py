@@ -137,13 +137,10 @@ def entity_path_prefix(request: Request) -> str:
     """
     parts = [request.entity_path_prefix.strip("/")]
     if request.is_into_opened:
-        parts += [_escaped(part) for part in Path(request.path).parts if part != request.path.anchor]
+        parts += [
+            rr.escape_entity_path_part(printable(part)) for part in request.path.parts if part != request.path.anchor
+        ]
     return "/".join(part for part in parts if part)
-
-
-def _escaped(part: str) -> str:
-    """One part of an entity path, with what Rerun's syntax needs escaped."""
-    return re.sub(r"([^\w\-.])", r"\\\1", printable(part), flags=re.ASCII)
 
 
 def printable(text: str) -> str:
