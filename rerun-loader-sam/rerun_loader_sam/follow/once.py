@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from rerun_loader_sam.folders import ensure_private, runtime_dir
+from rerun_loader_sam.folders import cache_dir, ensure_private
 
 _DONE = "done"
 _KEPT_S = 7 * 24 * 3600.0  # recording ids are random: what is older than this belongs to a viewer long gone
@@ -26,9 +26,11 @@ class Claim:
         """Whether the image is ours: nobody else works on it, and nobody is done with it."""
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             self._file.close()
             return False
+        except OSError:  # a file system without locks: better twice than never
+            pass
         self._file.seek(0)
         if self._file.read() == _DONE:
             self._file.close()
@@ -44,7 +46,8 @@ class Claim:
 
 def claim_image(store_id: str, entity_path: str) -> Claim | None:
     """Claim an image that is in a viewer; None where it is, or was, another's."""
-    folder = ensure_private(runtime_dir() / "followed")
+    # Not the runtime folder: a service and a shell of the same user may disagree about that.
+    folder = ensure_private(cache_dir() / "followed")
     name = hashlib.sha256(f"{store_id}\n{entity_path}".encode("utf-8", "surrogateescape")).hexdigest()[:32]
     for old in _stale(folder):
         with contextlib.suppress(OSError):

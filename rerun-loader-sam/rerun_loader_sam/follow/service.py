@@ -51,8 +51,8 @@ def install_service() -> list[str]:
         if failure:
             return [
                 *lines,
-                f"it could not be started now ({failure}): in a session of your own run `{' '.join(commands[-1])}`, "
-                "or start `rerun-sam watch` by hand",
+                f"it could not be started now ({failure}); after you have logged in, run `rerun-sam service install` "
+                "again, or start `rerun-sam watch` by hand",
             ]
     return [*lines, "started `rerun-sam watch`, now and at every login"]
 

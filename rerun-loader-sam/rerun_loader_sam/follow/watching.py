@@ -10,7 +10,7 @@ from types import FrameType
 from typing import IO
 
 from rerun_loader_sam.errors import UserError
-from rerun_loader_sam.folders import ensure_private, runtime_dir
+from rerun_loader_sam.folders import cache_dir, ensure_private
 from rerun_loader_sam.follow.discover import RunningViewer, listening_fingerprint, running_viewers
 
 LOOK_S = 1.0
@@ -75,11 +75,11 @@ class Watch:
 
 
 def _sole_lock() -> IO[str]:
-    path = ensure_private(runtime_dir()) / "watch.lock"
+    path = ensure_private(cache_dir()) / "watch.lock"
     file = path.open("a+", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         file.seek(0)
         pid = file.read().strip()
         file.close()
@@ -92,12 +92,12 @@ def _sole_lock() -> IO[str]:
 
 def watching_pid() -> int | None:
     """The process of this user that runs `rerun-sam watch`, if there is one."""
-    path = runtime_dir() / "watch.lock"
+    path = cache_dir() / "watch.lock"
     try:
         with path.open("r+", encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 return int(file.read().strip() or 0) or None
     except (OSError, ValueError):
         pass

@@ -1,0 +1,229 @@
+"""Current viewers without a window: every way of opening that needs none."""
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from viewers import Open, OpenViewer, Process, masks_over, put_on_path, wait_until
+
+from sdks import Sdk
+
+pytestmark = pytest.mark.viewer
+
+Watch = Callable[[Sdk], Process]
+
+
+def entity_path(path: Path) -> str:
+    """Of a file whose path needs no escapes."""
+    return f"/{path.relative_to(path.anchor)}" if path.is_absolute() else f"/{path}"
+
+
+def copies(photo: Path, *names: str) -> list[Path]:
+    """Copies of the photograph beside it."""
+    return [Path(shutil.copy(photo, photo.with_name(name))) for name in names]
+
+
+def wait_for_masks(viewer: OpenViewer, process: Process, *paths: str) -> None:
+    wait_until(lambda: all(viewer.is_done(path) for path in paths), f"masks over {paths}", process)
+
+
+def test_an_image_of_the_command_line(newest: Sdk, open_viewer: Open, photo: Path, tmp_path: Path) -> None:
+    viewer, process = open_viewer(newest, photo)
+    path = entity_path(photo)
+    wait_for_masks(viewer, process, path)
+    recording = masks_over(viewer.received(tmp_path / "received.rrd"), viewer.recording_of(path), path)
+    (row,) = recording.of(f"{path}/masks", "SegmentationImage:buffer")
+    form = row.data["SegmentationImage:format"][0]
+    with Image.open(photo) as image:
+        assert (form["width"], form["height"]) == image.size
+    assert row.data["SegmentationImage:buffer"].any()
+    # What would take a view from the person's layout: only the image has one.
+    assert [view.origin for view in viewer.client().get_state().views] == [path]
+
+
+def test_a_relative_path_of_the_command_line(newest: Sdk, open_viewer: Open, photo: Path, tmp_path: Path) -> None:
+    viewer, process = open_viewer(newest, photo.name, cwd=photo.parent)
+    wait_for_masks(viewer, process, "/coffee.jpg")
+    masks_over(viewer.received(tmp_path / "received.rrd"), viewer.recording_of("/coffee.jpg"), "/coffee.jpg")
+
+
+def test_plain_rerun_by_its_override(newest: Sdk, open_viewer: Open, photo: Path, tmp_path: Path) -> None:
+    viewer, process = open_viewer(newest, photo, by="override")
+    wait_for_masks(viewer, process, entity_path(photo))
+    received = viewer.received(tmp_path / "received.rrd")
+    masks_over(received, viewer.recording_of(entity_path(photo)), entity_path(photo))
+
+
+def test_watch_follows_viewers_that_run_and_that_come(
+    newest: Sdk, open_viewer: Open, watch: Watch, photo: Path, tmp_path: Path
+) -> None:
+    [second] = copies(photo, "second.jpg")
+    early, early_process = open_viewer(newest, photo, by="rerun")
+    early.client()
+    watching = watch(newest)
+    late, _ = open_viewer(newest, by="rerun")
+    late.client().open(str(second))  # what the dialog does
+    wait_for_masks(early, watching, entity_path(photo))
+    wait_for_masks(late, watching, entity_path(second))
+    for viewer, path in ((early, entity_path(photo)), (late, entity_path(second))):
+        masks_over(viewer.received(tmp_path / "received.rrd"), viewer.recording_of(path), path)
+    early_process.end()
+    watching.wait_for(f"the viewer on port {early.port} has ended")
+    late.client().open(str(photo))
+    wait_for_masks(late, watching, entity_path(photo))
+    assert watching.end() == 0
+
+
+def test_view_and_watch_and_a_new_watch_segment_once(
+    newest: Sdk, open_viewer: Open, watch: Watch, photo: Path, tmp_path: Path
+) -> None:
+    watching = watch(newest)
+    viewer, process = open_viewer(newest, photo)
+    watching.wait_for("following the viewer")
+    others = copies(photo, "b.jpg", "c.jpg")
+    viewer.client().open([str(path) for path in others])
+    paths = [entity_path(path) for path in [photo, *others]]
+    wait_for_masks(viewer, process, *paths)
+    watching.end()
+    again = watch(newest)
+    again.wait_for("following the viewer")
+    time.sleep(5)
+    received = viewer.received(tmp_path / "received.rrd")
+    for path in paths:
+        masks_over(received, viewer.recording_of(path), path)
+
+
+def test_a_second_rerun_in_an_open_viewer(
+    newest: Sdk, open_viewer: Open, watch: Watch, photo: Path, tmp_path: Path
+) -> None:
+    watching = watch(newest)
+    viewer, _ = open_viewer(newest, by="rerun")
+    viewer.client()
+    watching.wait_for("following the viewer")
+    command = [tmp_path / "bin" / "rerun", photo.name, "--port", str(viewer.port)]
+    subprocess.run(command, env=viewer.environ, cwd=photo.parent, check=True)
+    wait_for_masks(viewer, watching, "/coffee.jpg")
+    # Here what it streamed itself, the image, came through the same server.
+    masks_over(viewer.received(tmp_path / "received.rrd"), viewer.recording_of("/coffee.jpg"), "/coffee.jpg")
+
+
+def test_a_second_view_in_an_open_viewer(newest: Sdk, open_viewer: Open, photo: Path, tmp_path: Path) -> None:
+    viewer, process = open_viewer(newest)
+    viewer.client()
+    command = [Path(sys.executable).parent / "rerun-sam", "view", photo.name, "--port", str(viewer.port)]
+    outcome = subprocess.run(
+        command, env=viewer.environ, cwd=photo.parent, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert "Another viewer is already running" in outcome.stderr
+    wait_for_masks(viewer, process, "/coffee.jpg")
+    masks_over(viewer.received(tmp_path / "received.rrd"), viewer.recording_of("/coffee.jpg"), "/coffee.jpg")
+
+
+PROGRAM = """
+import sys, time
+import rerun as rr
+rr.init("program", recording_id="of-a-program", spawn=False)
+rr.connect_grpc(sys.argv[1])
+rr.log("camera.jpg", rr.EncodedImage(path=sys.argv[2]), static=True)
+rr.disconnect()
+"""
+
+
+def test_an_image_of_a_program_is_left_alone(
+    newest: Sdk, open_viewer: Open, watch: Watch, photo: Path, tmp_path: Path
+) -> None:
+    watching = watch(newest)
+    viewer, _ = open_viewer(newest, by="rerun")
+    viewer.client()
+    watching.wait_for("following the viewer")
+    subprocess.run([sys.executable, "-c", PROGRAM, viewer.url, str(photo)], env=viewer.environ, check=True)
+    wait_until(lambda: "of-a-program" in viewer.entities(), "the program's recording")
+    viewer.client().open(str(photo))
+    wait_for_masks(viewer, watching, entity_path(photo))
+    time.sleep(5)
+    assert "/camera.jpg/masks" not in viewer.entities()["of-a-program"]
+
+
+def test_odd_names_and_what_is_no_image(newest: Sdk, open_viewer: Open, photo: Path, tmp_path: Path) -> None:
+    [odd] = copies(photo, "ö 'a\" (1)\\.JPG")
+    text = photo.with_name("note.txt")
+    text.write_text("a note")
+    viewer, process = open_viewer(newest, text, odd)
+    wait_until(
+        lambda: any(
+            "Clear:is_recursive" in components for held in viewer.entities().values() for components in held.values()
+        ),
+        "masks over the image with the odd name",
+        process,
+    )
+    segmented = [
+        path
+        for held in viewer.entities().values()
+        for path in held
+        if path.endswith("/masks") and "__prop" not in path
+    ]
+    assert len(segmented) == 1
+    assert process.said().count("rerun-sam: segmenting") == 1
+
+
+def test_masks_follow_the_pixels_of_the_file(newest: Sdk, open_viewer: Open, photo: Path, tmp_path: Path) -> None:
+    turned = photo.with_name("turned.jpg")
+    with Image.open(photo) as image:
+        exif = image.getexif()
+        exif[0x0112] = 6
+        image.transpose(Image.Transpose.ROTATE_90).save(turned, exif=exif, quality=95)
+    viewer, process = open_viewer(newest, photo, turned)
+    wait_for_masks(viewer, process, entity_path(photo), entity_path(turned))
+    received = viewer.received(tmp_path / "received.rrd")
+    layers = []
+    for path in (photo, turned):
+        recording = masks_over(received, viewer.recording_of(entity_path(path)), entity_path(path))
+        tensor = recording.of(f"/__properties/segment_anything{entity_path(path)}/mask_tensor", "Tensor:data")
+        shape, _, numbers = tensor[0].data["Tensor:data"]
+        layers.append(np.asarray(numbers).reshape(shape).any(axis=2))
+    upright, stored = layers
+    assert stored.shape == upright.shape[::-1]
+    agreement = (np.rot90(upright) == stored).mean()
+    assert agreement > 0.8  # not 1: the file was compressed once more
+    assert agreement > (np.rot90(upright, -1) == stored).mean()
+
+
+def test_a_file_that_is_gone(newest: Sdk, open_viewer: Open, watch: Watch, photo: Path) -> None:
+    viewer, _ = open_viewer(newest, by="rerun")
+    viewer.client().open(str(photo))
+    photo.unlink()
+    watching = watch(newest)
+    beside = f"/__properties/segment_anything{entity_path(photo)}/logs"
+    wait_until(lambda: any(beside in held for held in viewer.entities().values()), "a line in the log", watching)
+    assert not any(f"{entity_path(photo)}/masks" in held for held in viewer.entities().values())
+
+
+def test_what_was_closed_is_not_worked_on(newest: Sdk, open_viewer: Open, photo: Path) -> None:
+    others = copies(photo, *(f"{number}.jpg" for number in range(6)))
+    viewer, process = open_viewer(newest, *others)
+    process.wait_for("segmenting 0.jpg")
+    client = viewer.client()
+    stores = [recording.store_id for recording in client.get_state().recordings]
+    client.close(store_ids=stores)
+    client.open(str(photo))
+    wait_for_masks(viewer, process, entity_path(photo))
+    assert process.said().count("rerun-sam: segmenting") <= 3
+
+
+def test_the_viewers_output_and_exit_code(newest: Sdk, tmp_path: Path, user: Path) -> None:
+    environ = put_on_path(tmp_path / "bin", newest)
+    rerun, ours = [str(tmp_path / "bin" / "rerun")], [str(Path(sys.executable).parent / "rerun-sam"), "view"]
+    for arguments in (["--version"], ["--no-such-flag"], ["rrd", "--help"]):
+        outcomes = [
+            subprocess.run([*command, *arguments], env=environ, capture_output=True, check=False)
+            for command in (rerun, ours)
+        ]
+        assert outcomes[0].returncode == outcomes[1].returncode
+        assert outcomes[0].stdout == outcomes[1].stdout
+        assert outcomes[0].stderr == outcomes[1].stderr
