@@ -9,6 +9,8 @@ the cache of results.
 import argparse
 import json
 import os
+import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -49,6 +51,7 @@ class MemoryMeter:
         self._mark = f"XDG_RUNTIME_DIR={environ['XDG_RUNTIME_DIR']}".encode()
         self._is_done = threading.Event()
         self.peak_mib = 0.0
+        self.ours_mib = 0.0
         self.by_program_mib: dict[str, float] = {}
         self._thread = threading.Thread(target=self._sample_all)
 
@@ -73,6 +76,7 @@ class MemoryMeter:
                             sample[name] = sample.get(name, 0.0) + pss_mib(process)
                     except OSError:  # ended meanwhile
                         continue
+            self.ours_mib = max(self.ours_mib, sample.get("worker", 0.0) + sample.get("loader", 0.0))
             if sum(sample.values()) > self.peak_mib:
                 self.peak_mib, self.by_program_mib = sum(sample.values()), sample
 
@@ -92,24 +96,66 @@ def pss_mib(process: Path) -> float:
     return 0.0
 
 
+def worker_status(environ: dict[str, str]) -> dict[str, object] | None:
+    """What the worker of that user says of itself."""
+    program = (
+        "import json\nfrom rerun_loader_sam.worker.control import worker_status\nprint(json.dumps(worker_status()))"
+    )
+    outcome = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, check=True)
+    status: dict[str, object] | None = json.loads(outcome.stdout)
+    return status
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
 def open_in_viewer(
     sdk: Sdk, photographs: list[Path], environ: dict[str, str], out: Path
 ) -> tuple[float, MemoryMeter]:
-    """Seconds until the viewer has received all, and what was held meanwhile."""
+    """Seconds until the viewer has received all, and what was held meanwhile; `out` is what it has received.
+
+    The viewer serves what it opens instead of showing it: the same program and the same loaders without a window.
+    """
+    status = worker_status(environ)
+    served = status["served_count"] if status else 0
+    assert isinstance(served, int)
+    port = str(free_port())
     started = time.perf_counter()
     with MemoryMeter(environ) as meter:
-        outcome = subprocess.run(
-            [sdk.viewer, *photographs, "--save", out, "--port", "0"], env=environ, capture_output=True, check=False
+        # Viewers up to 0.24 wait for loaders in a thread pool as large as the machine has cores.
+        viewer = subprocess.Popen(
+            [sdk.viewer, *photographs, "--serve-grpc", "--port", port],
+            env=environ | {"RAYON_NUM_THREADS": "64"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
-    if outcome.returncode:
-        sys.exit(outcome.stderr.decode())
-    return time.perf_counter() - started, meter
+        while (status := worker_status(environ)) is None or status["served_count"] != served + len(photographs):
+            time.sleep(0.2)
+    seconds = time.perf_counter() - started
+    saving = subprocess.Popen(
+        [sdk.viewer, f"rerun+http://127.0.0.1:{port}/proxy", "--save", out, "--port", str(free_port())],
+        env=environ,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    size = -1
+    while not out.exists() or size != (size := out.stat().st_size):
+        time.sleep(2)
+    for process in (saving, viewer):
+        process.send_signal(signal.SIGINT)
+        process.wait()
+    return seconds, meter
 
 
 def count_of_complete(out: Path, newest: Sdk) -> int:
-    """How many recordings of the file hold the line with which a loader ends."""
-    recordings = read(out, newest).recordings
-    return sum(any(" masks in " in text for _, text in recording.texts()) for recording in recordings)
+    """How many of the lines with which a loader ends are in the file."""
+    texts = [text for recording in read(out, newest).recordings for _, text in recording.texts()]
+    return sum(" in " in text and " s, by " in text for text in texts)
 
 
 def main() -> None:
@@ -144,7 +190,7 @@ def main() -> None:
             stop = Path(sys.executable).parent / "rerun-sam"
             subprocess.run([stop, "worker", "stop"], env=environ, stdout=subprocess.DEVNULL, check=False)
     single_s = sum(seconds for seconds, _ in single)
-    single_mib = max(meter.peak_mib for _, meter in single)
+    one = max((one for _, one in single), key=lambda one: one.ours_mib)
     result = {
         "count": arguments.count,
         "megapixels": arguments.width**2 * 3 / 4e6,
@@ -153,11 +199,13 @@ def main() -> None:
         "one_median_s": statistics.median(seconds for seconds, _ in single),
         "at_once_s": total_s,
         "time_ratio": total_s / single_s,
-        "one_peak_mib": single_mib,
-        "at_once_peak_mib": meter.peak_mib,
-        "memory_ratio": meter.peak_mib / single_mib,
-        "at_once_peak_by_program_mib": meter.by_program_mib,
-        "one_peak_by_program_mib": max((m for _, m in single), key=lambda m: m.peak_mib).by_program_mib,
+        "one_peak_mib": one.ours_mib,
+        "at_once_peak_mib": meter.ours_mib,
+        "memory_ratio": meter.ours_mib / one.ours_mib,
+        "one_peak_with_viewer_mib": one.peak_mib,
+        "at_once_peak_with_viewer_mib": meter.peak_mib,
+        "one_viewer_mib": one.by_program_mib.get("viewer", 0.0),
+        "at_once_viewer_mib": meter.by_program_mib.get("viewer", 0.0),
     }
     if arguments.json:
         print(json.dumps(result, indent=2))
@@ -165,11 +213,11 @@ def main() -> None:
     print(f"{result['count']} photographs of {result['megapixels']:.1f} MP: {complete} complete")
     print(f"{'':8}{'one by one':>12}{'at once':>12}{'ratio':>8}{'limit':>7}")
     print(f"{'time':8}{single_s:10.1f} s{total_s:10.1f} s{result['time_ratio']:8.2f}{1.1:7}")
-    print(f"{'memory':8}{single_mib:8.0f} MiB{meter.peak_mib:8.0f} MiB{result['memory_ratio']:8.2f}{1.5:7}")
-    for title, of in (("one", "one_peak_by_program_mib"), ("at once", "at_once_peak_by_program_mib")):
-        shares = result[of]
-        assert isinstance(shares, dict)
-        print(f"{title:8}" + ", ".join(f"{name} {mib:.0f} MiB" for name, mib in sorted(shares.items())))
+    print(
+        f"{'memory':8}{one.ours_mib:8.0f} MiB{meter.ours_mib:8.0f} MiB{result['memory_ratio']:8.2f}{1.5:7}"
+        "   loaders and worker"
+    )
+    print(f"{'':8}{one.peak_mib:8.0f} MiB{meter.peak_mib:8.0f} MiB{'':15}   with the viewer, which keeps all images")
 
 
 if __name__ == "__main__":

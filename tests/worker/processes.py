@@ -58,15 +58,19 @@ def status() -> dict[str, object]:
 
 def worker_pids() -> set[int]:
     """The worker processes of this test's user, also those that are about to leave."""
+    return pids_with(b"rerun_loader_sam.worker.server")
 
+
+def pids_with(program: bytes) -> set[int]:
+    """The processes of this test's user with `program` in their command line."""
     found = set()
     mine = f"XDG_RUNTIME_DIR={os.environ['XDG_RUNTIME_DIR']}".encode()
     for process in Path("/proc").iterdir():
         if not process.name.isdecimal():
             continue
         with contextlib.suppress(OSError):  # ended meanwhile, or another user's
-            is_worker = b"rerun_loader_sam.worker.server" in (process / "cmdline").read_bytes()
-            if is_worker and mine in (process / "environ").read_bytes().split(b"\0"):
+            is_it = program in (process / "cmdline").read_bytes()
+            if is_it and mine in (process / "environ").read_bytes().split(b"\0"):
                 found.add(int(process.name))
     return found
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import signal
+import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Generator
 from typing import TYPE_CHECKING
@@ -17,6 +20,9 @@ if TYPE_CHECKING:
     from rerun_loader_sam.engine.generator import Progress
 
 _INTERRUPT = signal.SIGUSR1
+_NICENESS = 5
+_QUIET_S = 0.2
+_QUIET_AT_MOST_S = 5.0
 
 
 class _Task:
@@ -45,6 +51,8 @@ class EngineQueue:
         self._current: _Task | None = None
         self._is_interruptible = False
         self._is_stopped = False
+        self._shown_s = 0.0
+        self._showing: set[Connection] = set()
 
     @property
     def is_free(self) -> bool:
@@ -73,6 +81,11 @@ class EngineQueue:
                     self._changed.wait_for(lambda: self._waiting or self._is_stopped)
                     if self._is_stopped:
                         return
+                if self._segmenter.loaded is None:
+                    self._let_images_pass()
+                with self._changed:
+                    if not self._waiting:
+                        continue
                     self._current = self._waiting.popleft()
                 self._work(self._current)
 
@@ -80,6 +93,18 @@ class EngineQueue:
         """Let `run` return when the image it is at is done."""
         with self._changed:
             self._is_stopped = True
+            self._changed.notify_all()
+
+    def begin_showing(self, connection: Connection) -> None:
+        """An image of this loader is on its way to the viewer."""
+        with self._changed:
+            self._showing.add(connection)
+
+    def end_showing(self, connection: Connection) -> None:
+        """It has arrived, or never will."""
+        with self._changed:
+            self._showing.discard(connection)
+            self._shown_s = time.monotonic()
             self._changed.notify_all()
 
     def put(self, task: _Task) -> None:
@@ -90,21 +115,42 @@ class EngineQueue:
 
     def cancel(self, task: _Task) -> None:
         """Take the task out of the queue, or interrupt it; who waits for its events gets GoneError."""
-        task.is_cancelled = True
-        task.events.put(GoneError())
         with self._changed:
+            if task.is_cancelled:
+                return
+            task.is_cancelled = True
             if task in self._waiting:
                 self._waiting.remove(task)
+        task.events.put(GoneError())
         if task is self._current:
             signal.pthread_kill(threading.main_thread().ident or 0, _INTERRUPT)
 
+    def _let_images_pass(self) -> None:
+        """Before the first model is loaded, wait until files that were opened together are all shown.
+
+        The import of torch keeps the interpreter busy for seconds, and a viewer opens them one after the other.
+        """
+        deadline = time.monotonic() + _QUIET_AT_MOST_S
+        with self._changed:
+            while (now := time.monotonic()) < deadline:
+                quiet_s = now - self._shown_s
+                if not self._showing and quiet_s >= _QUIET_S:
+                    return
+                self._changed.wait(min(deadline - now, _QUIET_S))
+
     def _work(self, task: _Task) -> None:
         outcome: BaseException | None = None
+        is_first = self._segmenter.loaded is None
         events = self._segmenter.stream(task.read_rgb)
         try:
             for event in events:
                 # The first event is the loaded model. What happens before, the import of torch for one, must
                 # not be interrupted in the middle, and serves the next image too.
+                if is_first and sys.platform == "linux":
+                    # There it is a thread's own, and is inherited by those that it starts from here on. Not
+                    # earlier: whoever shows an image would wait for a slow import's turn at the interpreter.
+                    os.nice(_NICENESS)
+                    is_first = False
                 self._is_interruptible = True
                 if task.is_cancelled:
                     break
@@ -137,6 +183,7 @@ class QueuedSegmenter:
     def stream(self, read_rgb: ReadImage) -> Generator[LoadedModel | Progress]:
         """See `Segmenter.stream`. Raises GoneError as soon as the loader is gone."""
         task = _Task(read_rgb)
+        self._engine.end_showing(self._connection)
         with self._connection.on_cancel(lambda: self._engine.cancel(task)):
             self._engine.put(task)
             try:

@@ -32,7 +32,6 @@ _BACKLOG = 4096
 _LOCK_TIMEOUT_S = 20.0
 _TICK_S = 1.0
 _FIRST_LOADER_S = 10.0  # the one that started this process is on its way
-_NICENESS = 5
 _MAX_LOG_BYTES = 1 << 20
 _STOPPED = "the background worker was stopped (rerun-sam worker stop); open the file again"
 
@@ -57,10 +56,6 @@ class Server:
     def run(self) -> None:
         """Serve until there is nothing to do any more; for the main thread."""
         threading.Thread(target=self._accept, name="accept", daemon=True).start()
-        if sys.platform == "linux":
-            # There it is a thread's own: those started from here, torch's for example, inherit it; the one that
-            # accepts loaders and shows images does not.
-            os.nice(_NICENESS)
         self._engine.run()
 
     def leave(self, reason: str) -> None:

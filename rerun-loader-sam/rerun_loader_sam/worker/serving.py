@@ -72,6 +72,7 @@ class Serving:
             connection.send({"is": "log", "text": command.ignored, "level": "INFO"})
         with self._lock:
             self._running[connection] = str(request.location)
+        self._engine.begin_showing(connection)
         try:
             self._run(connection, order, request)
         except (GoneError, Exception) as error:
@@ -83,6 +84,7 @@ class Serving:
                 _log.exception("%s", request.location)
             _end(connection, ERROR, describe(error))
         finally:
+            self._engine.end_showing(connection)
             with self._lock:
                 del self._running[connection]
                 self._served_count += 1

@@ -46,7 +46,8 @@ def start_worker() -> socket.socket:
 
 
 def _spawn(lock: IO[bytes]) -> socket.socket:
-    environ = engine_env(os.environ)
+    # One heap for all threads: what one has freed serves the others, so that it need not grow.
+    environ = {"MALLOC_ARENA_MAX": "1", **engine_env(os.environ)}
     environ.pop("RERUN", None)  # it would switch logging off
     with _open_log() as log:
         process = subprocess.Popen(
