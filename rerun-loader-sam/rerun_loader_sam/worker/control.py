@@ -28,7 +28,7 @@ def stop_worker() -> int | None:
 
     Work that it has in hand is lost: the loaders say so. One that does not answer is killed.
     """
-    if not runtime_dir().exists():
+    if not is_supported() or not runtime_dir().exists():
         return None
     with start_lock():  # one that is being started is there in a moment
         pid = _holder_of_lock()

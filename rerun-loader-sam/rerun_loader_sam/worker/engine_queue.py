@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import queue
 import signal
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _INTERRUPT = signal.SIGUSR1
 _NICENESS = 5
+_KEEP_MEMORY_S = 5.0
 _QUIET_S = 0.2
 _QUIET_AT_MOST_S = 5.0
 
@@ -78,7 +80,9 @@ class EngineQueue:
             with contextlib.suppress(GoneError):  # the signal came as its task was done
                 with self._changed:
                     self._current, self._is_interruptible = None, False
-                    self._changed.wait_for(lambda: self._waiting or self._is_stopped)
+                    if not self._changed.wait_for(lambda: self._waiting or self._is_stopped, _KEEP_MEMORY_S):
+                        give_back_memory()
+                        self._changed.wait_for(lambda: self._waiting or self._is_stopped)
                     if self._is_stopped:
                         return
                 if self._segmenter.loaded is None:
@@ -166,6 +170,14 @@ class EngineQueue:
         task = self._current
         if task is not None and task.is_cancelled and self._is_interruptible:
             raise GoneError
+
+
+def give_back_memory() -> None:
+    """Return to the system what is free; see `allocator` for why the C library does not do so by itself."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc alone
+        if trim is not None:
+            trim(0)
 
 
 class QueuedSegmenter:
