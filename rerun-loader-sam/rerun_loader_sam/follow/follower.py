@@ -1,6 +1,5 @@
 """Follows one viewer of 0.41 or later: has each image that it opens segmented once, over that image."""
 
-import contextlib
 import dataclasses
 import os
 import subprocess
@@ -16,6 +15,7 @@ from rerun_loader_sam.follow.viewer import HeldImage, StoreName, UnreachableView
 
 POLL_S = 1.0
 _PLACING_S = 30.0  # how long a viewer may take from announcing a file to holding its image
+_FAILURES_TOLD = 10
 _STREAMING_TURNS = 10  # how often a recording that nobody announced is looked at
 
 
@@ -70,10 +70,16 @@ class Follower:
 
         Raises UnsupportedViewerError where the viewer is older.
         """
+        failures = 0
         try:
             while not is_over():
-                with contextlib.suppress(UnreachableViewerError):  # busy, or on its way out: `is_over` tells
+                try:
                     self.turn()
+                    failures = 0
+                except UnreachableViewerError as error:  # busy, or on its way out: `is_over` tells
+                    failures += 1
+                    if failures == _FAILURES_TOLD:
+                        self._say(f"the viewer has not answered {failures} times in a row ({error}); still trying")
                 sleep(POLL_S)
         finally:
             self.stop()

@@ -115,9 +115,9 @@ class Viewer:
         entity_path = rr.new_entity_path(list(below)) if below else None
         try:
             schema = self._client.get_recording_schema(store.store_id, entity_path=entity_path, max_entities=10_000)
-        except RuntimeError:  # the recording, or the entity, is not there
-            return []
-        except ConnectionError as error:
+        except (ConnectionError, RuntimeError) as error:
+            if "NotFound" in str(error):  # the recording, or the entity
+                return []
             raise _translated(error) from error
         found = []
         for entity in schema.entities:
