@@ -209,7 +209,7 @@ def random_vit_b() -> object:
     sam = build_sam_vit_b()
     with torch.no_grad():
         for parameter in sam.parameters():
-            parameter += 0.02 * torch.randn_like(parameter)
+            parameter.add_(torch.randn_like(parameter), alpha=0.02)
         for head in sam.mask_decoder.output_hypernetworks_mlps:
             head.layers[-1].weight *= 100
     return sam.eval()
@@ -219,14 +219,16 @@ def print_table(results: list[Measurement]) -> None:
     """The runs of one image."""
     first = results[0]
     print(f"\n{first.case}, {first.image} ({first.size})")
+    names = ("encode", "prompts", "total", "CPU", "peak", "masks", "matched", "back", "speed")
     print(
-        f"{'':22}{'encode':>8}{'prompts':>9}{'total':>8}{'CPU':>8}{'peak':>9}{'masks':>7}{'matched':>9}{'back':>7}{'speed':>8}"
+        " " * 22 + "".join(f"{name:>{width}}" for name, width in zip(names, (8, 9, 8, 8, 9, 7, 9, 7, 8), strict=True))
     )
     for result in results:
         faster = first.total_s / result.total_s
         print(
             f"{result.run:22}{result.encode_s:7.1f}s{result.prompts_s:8.1f}s{result.total_s:7.1f}s{result.cpu_s:7.1f}s"
-            f"{result.peak_mb:6.0f} MB{result.masks:7}{result.upstream_matched:9.1%}{result.ours_matched:7.1%}{faster:7.1f}x"
+            f"{result.peak_mb:6.0f} MB{result.masks:7}{result.upstream_matched:9.1%}{result.ours_matched:7.1%}"
+            f"{faster:7.1f}x"
         )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import warnings
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -113,7 +114,8 @@ def _read(path: Path) -> tuple[StateDict, dict[str, str]]:
             with safe_open(str(path), framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
         # Mapping the file costs no time and no memory of its own; only torch's zip format can be mapped.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings(action="ignore"):  # of other programs' pickles: either it loads or it does not
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except OSError as error:
         raise UserError(f"the checkpoint {path} cannot be read ({_first_line(error)}); nothing was loaded") from error
     except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, SafetensorError) as error:

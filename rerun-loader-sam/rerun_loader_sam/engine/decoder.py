@@ -43,7 +43,9 @@ class FoldedDecoder:
         encoder = self.sam.prompt_encoder
         tokens = (embedding[0] + encoder.no_mask_embed.weight.view(-1, 1, 1)).flatten(1).t().contiguous()
         positions = encoder.get_dense_pe()[0].flatten(1).t().contiguous()
-        return FoldedPrompts(self, fold_image(self.weights, tokens, positions), embedding.shape[-2:], input_hw)
+        return FoldedPrompts(
+            self, fold_image(self.weights, tokens, positions), (embedding.shape[-2], embedding.shape[-1]), input_hw
+        )
 
 
 @dataclass(slots=True)
@@ -164,13 +166,16 @@ class FoldedPrompts:
     def _read_attention(self, depth: int) -> Attention:
         transformer = self._weights.transformer
         if depth == transformer.depth:
-            return transformer.final_attn_token_to_image
-        return transformer.layers[depth].cross_attn_token_to_image
+            final: Attention = transformer.final_attn_token_to_image
+            return final
+        attention: Attention = transformer.layers[depth].cross_attn_token_to_image
+        return attention
 
     def _read_queries(self, depth: int, placed: Tensor) -> Tensor:
         attention = self._read_attention(depth)
         scale = (attention.internal_dim // attention.num_heads) ** -0.5
-        return by_head(attention.q_proj(placed), attention.num_heads) * scale
+        queries: Tensor = attention.q_proj(placed) * scale
+        return by_head(queries, attention.num_heads)
 
     def _added_rows(self, values: list[Tensor], depth: int) -> Tensor:
         """R of the image tokens that enter layer `depth`, as far as `values` go: (P, k, C)."""
@@ -205,11 +210,11 @@ class FoldedPrompts:
                 depth,
                 keys[group],
                 None if scores_of_rows is None else scores_of_rows[group],
-                [values[group] for values in state.values],
-                gram[group],
-                weights,
-                rows,
-                state.factor[group],
+                values=[values[group] for values in state.values],
+                gram=gram[group],
+                weights=weights,
+                rows=rows,
+                factor=state.factor[group],
             )
             attended.append(
                 self._read(
@@ -253,6 +258,7 @@ class FoldedPrompts:
         depth: int,
         keys: Tensor,
         scores_of_rows: Tensor | None,
+        *,
         values: list[Tensor],
         gram: Tensor,
         weights: Tensor,
@@ -269,7 +275,7 @@ class FoldedPrompts:
             flat = scores.flatten(1, 2)
             torch.baddbmm(flat, scores_of_rows, weights[:, :rows], out=flat)
         new = weights[:, rows : rows + heads * n_tokens]
-        torch.softmax(scores, 2, out=new.unflatten(1, (heads, n_tokens)))
+        torch.softmax(scores, 2, out=torch.unflatten(new, 1, (heads, n_tokens)))
         used = weights[:, : gram.shape[-1]]
         if depth:
             used[:, rows + heads * n_tokens] = 1
@@ -308,7 +314,7 @@ def _product(left: Tensor, shared: Tensor) -> Tensor:
     if n_prompts == 1:
         return (left[0] @ shared)[None]
     out = left.transpose(0, 1).flatten(1, 2) @ shared
-    return out.unflatten(1, (n_prompts, n_tokens)).transpose(0, 1).contiguous()
+    return torch.unflatten(out, 1, (n_prompts, n_tokens)).transpose(0, 1).contiguous()
 
 
 def _add_product(scores: Tensor, left: Tensor, shared: Tensor) -> None:

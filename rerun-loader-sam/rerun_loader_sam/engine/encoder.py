@@ -95,7 +95,7 @@ def _run_windows(blocks: list[Block], windows: list[Tensor]) -> None:
     for block in blocks:
         attention: Attention = block.attn
         heads, size = attention.num_heads, block.window_size
-        qkv = attention.qkv(block.norm1(x)).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+        qkv = torch.unflatten(attention.qkv(block.norm1(x)), -1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
         queries, keys, values = qkv[0].contiguous(), qkv[1], qkv[2]
         if (height, width) != (size, size):
             keys, values = (
@@ -114,9 +114,9 @@ def _padded(part: Tensor, index: int, attention: Attention, size_hw: tuple[int, 
     bias = attention.qkv.bias
     filling = part.new_zeros(part.shape[1], part.shape[3])
     if bias is not None:
-        filling = bias.unflatten(0, (3, part.shape[1], -1))[index]
+        filling = torch.unflatten(bias, 0, (3, part.shape[1], -1))[index]
     whole = filling[None, :, None, None].repeat(len(part), 1, size, size, 1)
-    whole[:, :, : size_hw[0], : size_hw[1]] = part.unflatten(2, size_hw)
+    whole[:, :, : size_hw[0], : size_hw[1]] = torch.unflatten(part, 2, size_hw)
     return whole.flatten(2, 3)
 
 
@@ -130,7 +130,7 @@ def _global_stages(block: Block, tokens: Tensor, on_cpu: bool) -> Generator[list
     def project(rows: slice) -> None:
         part = attention.qkv(block.norm1(tokens[rows].flatten(0, 1)))
         flat = slice(rows.start * width, rows.stop * width)
-        qkv[:, :, flat] = part.unflatten(-1, (3, attention.num_heads, -1)).permute(1, 2, 0, 3)
+        qkv[:, :, flat] = torch.unflatten(part, -1, (3, attention.num_heads, -1)).permute(1, 2, 0, 3)
 
     def attend(rows: slice) -> None:
         queries = qkv[0, :, rows.start * width : rows.stop * width]
@@ -178,7 +178,7 @@ def _bias(queries: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
         rel_h: (h, key rows, c).
         rel_w: (w, key columns, c).
     """
-    grid = queries.unflatten(2, (len(rel_h), len(rel_w)))
+    grid = torch.unflatten(queries, 2, (len(rel_h), len(rel_w)))
     by_row = torch.einsum("bnhwc,hkc->bnhwk", grid, rel_h)
     by_column = torch.einsum("bnhwc,wkc->bnhwk", grid, rel_w)
     return (by_row[..., :, None] + by_column[..., None, :]).flatten(4).flatten(2, 3)

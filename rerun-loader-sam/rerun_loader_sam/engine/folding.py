@@ -30,7 +30,7 @@ from torch import Tensor
 
 def by_head(projected: Tensor, heads: int) -> Tensor:
     """(..., n, heads * c) as (..., heads, n, c)."""
-    return projected.unflatten(-1, (heads, -1)).transpose(-2, -3)
+    return torch.unflatten(projected, -1, (heads, -1)).transpose(-2, -3)
 
 
 def centred(rows: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class FoldedWeights:
         constants = transformer.layers[0].norm4.weight.new_zeros(0, transformer.embedding_dim)
         for depth, layer in enumerate(transformer.layers):
             attention: Attention = layer.cross_attn_image_to_token
-            out = attention.out_proj.weight.t().unflatten(0, (attention.num_heads, -1))
+            out = torch.unflatten(attention.out_proj.weight.t(), 0, (attention.num_heads, -1))
             spread = [centred(rows) for rows in (*spread, out)]
             if depth > 0:
                 constant = self.shifts[-1] + attention.out_proj.bias

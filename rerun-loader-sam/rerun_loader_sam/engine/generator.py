@@ -70,7 +70,7 @@ class AutomaticMaskGenerator:
         ValueError: An argument is none of the above.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917  # positions are upstream's
         self,
         model: Sam,
         points_per_side: int | None = 32,
@@ -95,7 +95,8 @@ class AutomaticMaskGenerator:
         if strategy not in ("exhaustive", "adaptive"):
             raise ValueError(f"strategy is {strategy!r}: exhaustive and adaptive exist")
         if output_mode == "coco_rle":
-            import pycocotools.mask  # noqa: F401  # a missing one shows now, not after minutes of work
+            # A missing one shows now, not after minutes of work.
+            import pycocotools.mask  # type: ignore[import-untyped,unused-ignore]  # noqa: F401
         if points_per_side is not None:
             self.point_grids = layer_point_grids(points_per_side, crop_n_layers, crop_n_points_downscale_factor)
         else:
@@ -210,7 +211,7 @@ class AutomaticMaskGenerator:
         if self.output_mode == "binary_mask":
             segmentation = mask.decode()
         elif self.output_mode == "coco_rle":
-            from pycocotools import mask as coco
+            from pycocotools import mask as coco  # type: ignore[import-untyped,unused-ignore]
 
             compressed = coco.frPyObjects(rle, height, width)
             segmentation = {**compressed, "counts": compressed["counts"].decode("ascii")}

@@ -34,6 +34,7 @@ class Cores:
             self._pool = ThreadPoolExecutor(self._n_workers, "sam", torch.set_num_threads, (threads_each,))
 
     def __enter__(self) -> "Cores":
+        """Nothing is begun yet."""
         return self
 
     def __exit__(
@@ -42,6 +43,7 @@ class Cores:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        """End the workers."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             # Part of the setting is the process's, whichever thread makes it.

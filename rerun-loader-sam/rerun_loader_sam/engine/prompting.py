@@ -59,6 +59,7 @@ class EmbeddedCrop:
         crop: Crop,
         image_hw: tuple[int, int],
         filters: Filters,
+        *,
         folded: bool = True,
     ) -> None:
         long_side: int = sam.image_encoder.img_size
@@ -74,9 +75,13 @@ class EmbeddedCrop:
         else:
             self._decoder = ReferenceImage(sam, embedding)
         self._threshold: float = sam.mask_threshold
-        logits_per_side = 4 * max(embedding.shape[-2:])
         self._tracer = Tracer(
-            crop, image_hw, long_side, logits_per_side, sam.mask_threshold, filters.stability_score_offset
+            crop,
+            image_hw,
+            long_side=long_side,
+            logits_per_side=4 * max(embedding.shape[-2:]),
+            threshold=self._threshold,
+            offset=filters.stability_score_offset,
         )
 
     @torch.no_grad()

@@ -106,4 +106,5 @@ def _flipped(changes: Ints, runs: _Runs, which: npt.NDArray[np.bool_], height: i
     positions, times = np.unique(
         np.concatenate((changes, base + runs.start[which], base + runs.end[which])), return_counts=True
     )
-    return positions[times % 2 == 1].astype(np.int64)
+    flipped: Ints = positions[times % 2 == 1].astype(np.int64)
+    return flipped

@@ -2,9 +2,9 @@
 
 Upstream interpolates every mask to the model's input size, then to the image's, and compares each pixel. Both steps
 are linear, axis by axis, so a column of the image is one product of matrices. Along a column the result is piecewise
-linear, with knots at the model's rows: where the image has more rows than the model, the pixel where the mask's border
-lies follows from the two knots around it, and the pixels between are never computed. Nothing is computed where no
-logit comes near the threshold.
+linear, with knots at the model's rows: where the image has more rows than the model, the pixel where the border of a
+mask lies follows from the two knots around it, and the pixels between are never computed. Nothing is computed where
+no logit comes near the threshold.
 
 All on the CPU: torch for the products, numpy for the rest.
 """
@@ -68,6 +68,7 @@ class Tracer:
         self,
         crop: Crop,
         image_hw: tuple[int, int],
+        *,
         long_side: int,
         logits_per_side: int,
         threshold: float,
@@ -177,7 +178,8 @@ class Tracer:
     def _outline(self, changes: Ints) -> Outline:
         n_pixels = self._image_hw[0] * self._image_hw[1]
         ends = [] if len(changes) and changes[-1] == n_pixels else [n_pixels]
-        counts = np.diff(np.concatenate(([0], changes, ends)).astype(np.int32))
+        edges = np.concatenate(([0], changes, ends)).astype(np.int32)
+        counts: Counts = edges[1:] - edges[:-1]
         area = int(counts[1::2].sum())
         if area == 0:
             x0, y0, _, _ = self._crop.box_xyxy

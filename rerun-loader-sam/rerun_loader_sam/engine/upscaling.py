@@ -121,11 +121,11 @@ class UpscaledImage:
             rows_here = slice(start, start + self._rows_at_once)
             part = weights[:, rows_here].flatten(1)
             hidden = torch.addcmul(self._constant, self._base[:, rows_here].flatten(1), factor[rows_here].flatten())
-            hidden = torch.addmm(hidden, added, part).unflatten(0, (4, -1))
+            hidden = torch.unflatten(torch.addmm(hidden, added, part), 0, (4, -1))
             hidden = self._normalised(hidden)
             hidden = (upscaling.second_weight @ hidden).add_(upscaling.second_bias)
-            hidden = upscaling.second_activation(hidden).unflatten(1, (4, -1))
-            out[:, :, :, rows_here] = (hyper @ hidden).unflatten(-1, (-1, width))
+            hidden = torch.unflatten(upscaling.second_activation(hidden), 1, (4, -1))
+            out[:, :, :, rows_here] = torch.unflatten(hyper @ hidden, -1, (-1, width))
         # (dy dx, ey ex, mask, y, x) to (mask, y dy ey, x dx ex)
         fine = out.view(2, 2, 2, 2, len(masks), height, width)
         return fine.permute(4, 5, 0, 2, 6, 1, 3).reshape(len(masks), 4 * height, 4 * width)
@@ -143,8 +143,9 @@ class UpscaledImage:
         hidden = self._normalised(hidden[None])[0]
         second = slice(0, len(upscaling.second_weight) // 4)
         hidden = torch.addmm(upscaling.second_bias[second], upscaling.second_weight[second], hidden)
-        hidden = self._hyper(mask_tokens, masks) @ upscaling.second_activation(hidden)
-        return hidden.view(len(masks), self._rows, self._columns)
+        logits = self._hyper(mask_tokens, masks) @ upscaling.second_activation(hidden)
+        coarse: Tensor = logits.view(len(masks), self._rows, self._columns)
+        return coarse
 
     def _hyper(self, mask_tokens: Tensor, masks: list[int]) -> Tensor:
         """What the last features are multiplied with for each mask: (len(masks), C / 8)."""
@@ -170,4 +171,4 @@ class UpscaledImage:
 
     def _within_image(self, by_token: Tensor) -> Tensor:
         """(..., N) as (..., rows, columns) without the tokens that lie in the padding."""
-        return by_token.unflatten(-1, self._grid_hw)[..., : self._rows, : self._columns]
+        return torch.unflatten(by_token, -1, self._grid_hw)[..., : self._rows, : self._columns]
