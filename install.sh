@@ -201,8 +201,10 @@ report() {
         say "            export PATH=\"$BIN:\$PATH\""
         ;;
     esac
-    say "Next:       restart a viewer that is open, it looks for loaders when it opens its first file. Then:"
-    say "            rerun-loader-sam $here/examples/coffee.jpg | rerun -"
+    say "Next:       rerun-sam view $here/examples/coffee.jpg"
+    say "            For what a plain \`rerun\` opens, without asking: run ./install.sh --service, or add to your profile:"
+    say "            $("$ENVIRONMENT/bin/rerun-sam" service shell-line)"
+    say "            Viewers up to 0.24 need neither; restart one that is open, so that it finds the loader."
     say "Remove:     $here/install.sh --uninstall"
 }
 
