@@ -27,7 +27,7 @@ class FollowRequest:
 
 def segment_into_viewer(request: FollowRequest) -> "subprocess.Popen[bytes]":
     """Start it. Ends with 0, or 1 after a line on standard error; whoever ends the process stops the work."""
-    command = [sys.executable, "-m", "rerun_loader_sam.loader", str(request.location)]
+    command = [sys.executable, "-m", "rerun_loader_sam.follow.run_loader", str(request.location)]
     # In one word each: an application id may start with a dash.
     command += [f"--into-viewer={request.viewer_url}"]
     if request.recording_id is None or request.image_entity is None:
