@@ -54,7 +54,7 @@ def _ask(what: str) -> dict[str, object] | None:
             sock.sendall(encode_header({"do": what}))
             header_bytes, _ = parse_prefix(_receive(sock, PREFIX_BYTES))
             return parse_header(_receive(sock, header_bytes))
-        except EOFError:  # it ended in this very moment
+        except (EOFError, ConnectionError):  # it ended in this very moment
             return None
         except (OSError, WireError) as error:
             raise UserError(
