@@ -30,11 +30,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "training"))
 
 from samples import ancestry, right_answers  # noqa: E402
-from scenes import MIN_REGION_PX, Scene, make_scene  # noqa: E402
+from scenes import Scene, make_scene  # noqa: E402
 
 SEED = 77_003
 """Of the scenes; the training uses other seeds."""
 POINTS_PER_SCENE = 16
+SMALLEST_PX = 256
+"""A thousandth of a scene; smaller regions are not asked for."""
 IOU_THRESHOLDS = np.arange(0.5, 0.96, 0.05)
 HELD_OUT_PHOTOGRAPHS = (
     "astronaut.png",
@@ -54,7 +56,7 @@ def point_prompts(rng: np.random.Generator, scene: Scene) -> list[tuple[int, int
     """Points (y, x) with their right answers: half anywhere, half one in a random region each."""
     table = ancestry(scene.parents)
     areas = np.bincount(scene.regions.ravel(), minlength=256)
-    visible = np.nonzero(areas >= MIN_REGION_PX)[0]
+    visible = np.nonzero(areas >= SMALLEST_PX)[0]
     prompts = []
     for number in range(POINTS_PER_SCENE):
         if number % 2:
@@ -80,7 +82,7 @@ def regions_to_find(scene: Scene) -> Masks:
         while scene.parents[root] != root:
             root = scene.parents[root]
         found.append(table[:, root][scene.regions].astype(bool))
-    unique = {mask.tobytes(): mask for mask in found if np.count_nonzero(mask) >= MIN_REGION_PX}
+    unique = {mask.tobytes(): mask for mask in found if np.count_nonzero(mask) >= SMALLEST_PX}
     return np.stack(list(unique.values()))
 
 

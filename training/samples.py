@@ -128,15 +128,17 @@ def make_sample(rng: np.random.Generator, scene: Scene, size: int, prompts: int)
     boxes = np.empty((prompts, 4), np.float32)
     targets = np.empty((prompts, LEVELS, half, half), np.uint8)
     valid = np.zeros((prompts, LEVELS), bool)
-    smallest_px = max(12.0, 2e-4 * size * size)
-    present = np.nonzero(np.bincount(regions.ravel(), minlength=256)[:255] >= smallest_px)[0]
+    smallest_px = max(12.0, 5e-4 * size * size)
+    areas = np.bincount(regions.ravel(), minlength=256)[:255]
+    present = np.nonzero(areas >= smallest_px)[0]
+    frequency = np.sqrt(areas[present])
     done = attempts = 0
     while done < prompts:
         attempts += 1
         if rng.random() < 0.5 or len(present) == 0:
             y, x = int(rng.integers(valid_hw[0])), int(rng.integers(valid_hw[1]))
         else:
-            ys, xs = np.nonzero(regions == rng.choice(present))
+            ys, xs = np.nonzero(regions == rng.choice(present, p=frequency / frequency.sum()))
             pick = int(rng.integers(len(ys)))
             y, x = int(ys[pick]), int(xs[pick])
         answers = right_answers(regions, scene.parents, table, y, x)

@@ -47,9 +47,9 @@ from rerun_loader_sam.engine.nano import (  # noqa: E402
 from samples import Batch, BatchStream, Stage  # noqa: E402
 
 STAGES = (
-    Stage(size=128, batch=8, prompts=8, steps=2400, new_scenes=0.5),
-    Stage(size=256, batch=4, prompts=10, steps=2000, new_scenes=0.5),
-    Stage(size=512, batch=2, prompts=8, steps=100, new_scenes=0.5),
+    Stage(size=128, batch=8, prompts=8, steps=1400, new_scenes=0.5),
+    Stage(size=256, batch=4, prompts=10, steps=1800, new_scenes=0.5),
+    Stage(size=384, batch=2, prompts=10, steps=650, new_scenes=0.5),
 )
 GENERATOR_DEFAULTS: dict[str, float | int] = {
     "points_per_side": 24,
@@ -73,7 +73,7 @@ class Hyperparameters:
     encoder_lr: float = 1.5e-3
     decoder_lr: float = 6e-4
     warmup: int = 200
-    decay: float = 0.35
+    decay: float = 0.5
     weight_decay: float = 0.02
     box_share: float = 0.12
     average: float = 0.998
@@ -163,6 +163,11 @@ class Training:
         torch.manual_seed((self.seed << 24) + self.step)
         ambiguous = bool(torch.rand(()) >= hyper.box_share)
         self.sam.train()
+        if len(batch.images) == 1:
+            # one image is no population: its statistics would be those of no other
+            for module in self.sam.modules():
+                if isinstance(module, torch.nn.BatchNorm2d):
+                    module.eval()
         images = (batch.images - self.sam.pixel_mean) / self.sam.pixel_std
         self.sam.prompt_encoder.input_image_size = (images.shape[2], images.shape[3])
         # the fused kernel costs more than it saves on the few positions of small images
@@ -269,7 +274,7 @@ def train_process(rank: int, processes: int, arguments: argparse.Namespace) -> N
 
 
 def parse_stages(text: str) -> list[Stage]:
-    """`STAGES` with other numbers of steps: `2400,2000,100`."""
+    """`STAGES` with other numbers of steps: `1400,1800,650`."""
     steps = [int(part) for part in text.split(",")]
     if len(steps) != len(STAGES):
         raise argparse.ArgumentTypeError(f"expected {len(STAGES)} numbers of steps, got {text!r}")
@@ -280,7 +285,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder for log, checkpoints and scenes")
-    parser.add_argument("--steps", type=parse_stages, default=list(STAGES), help="steps of each stage: 2400,2000,100")
+    parser.add_argument("--steps", type=parse_stages, default=list(STAGES), help="steps of each stage: 1400,1800,650")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop, resumably, after this time")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1), help="1 or 2")

@@ -3,8 +3,8 @@
 Only the image encoder is our own. Prompt encoder, two-way transformer and mask decoder are Meta's classes at width
 128, so `segment_anything.SamPredictor`, `SamAutomaticMaskGenerator` and our engine take the model as it is.
 
-A checkpoint is one safetensors file in half precision. Its metadata says what it is (`format`), how to build it
-(`config`, JSON of `NanoConfig`) and which generator settings its predicted IoU was calibrated for (`generator`, JSON).
+A checkpoint is one safetensors file in half precision. Its metadata say how to build the model (`config`, JSON of
+`NanoConfig`) and which settings of the automatic mask generator suit it (`generator`, JSON).
 """
 
 from __future__ import annotations
@@ -12,19 +12,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
-from safetensors import safe_open
 from safetensors.torch import save_file
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
+from torch.nn import functional
 
-FORMAT = "rerun-loader-sam nano 1"
 EMBEDDING_STRIDE = 8
 FOURIER_OCTAVES = 5
 PIXEL_MEAN = (123.675, 116.28, 103.53)
@@ -48,19 +45,6 @@ class NanoConfig:
     decoder_mlp_dim: int = 512
     folded: bool = False
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> NanoConfig:
-        """Inverse of `to_json`. Raises ValueError for text that is no configuration."""
-        values = json.loads(text)
-        if not isinstance(values, dict) or set(values) - {field.name for field in fields(cls)}:
-            raise ValueError(f"not a nano configuration: {text}")
-        if "widths" in values:
-            values["widths"] = tuple(values["widths"])
-        return cls(**values)
-
 
 class ConvNormAct(nn.Module):
     """3x3 or 1x1 convolution, batch norm (or its folded bias), and GELU unless `act` is False."""
@@ -74,6 +58,7 @@ class ConvNormAct(nn.Module):
         self.act: nn.Module = nn.GELU() if act else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) to (B, outputs, H / stride, W / stride)."""
         y: Tensor = self.act(self.norm(self.conv(x)))
         return y
 
@@ -89,7 +74,8 @@ class ResidualBlock(nn.Module):
             nn.init.zeros_(self.second.norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(x + self.second(self.first(x)))
+        """(B, channels, H, W) to the same shape."""
+        return functional.gelu(x + self.second(self.first(x)))
 
 
 class AttentionBlock(nn.Module):
@@ -105,14 +91,16 @@ class AttentionBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(channels, 2 * channels), nn.GELU(), nn.Linear(2 * channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) to the same shape."""
         batch, channels, height, width = x.shape
         tokens = x.flatten(2).transpose(1, 2)
         qkv = self.qkv(self.norm_attention(tokens)).view(batch, -1, 3, self.heads, channels // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        mixed = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         tokens = tokens + self.out(mixed)
         tokens = tokens + self.mlp(self.norm_mlp(tokens))
-        return tokens.transpose(1, 2).unflatten(2, (height, width))
+        y: Tensor = tokens.transpose(1, 2).reshape(batch, channels, height, width)
+        return y
 
 
 class NanoEncoder(nn.Module):
@@ -159,6 +147,7 @@ class NanoEncoder(nn.Module):
         self.norm_out = LayerNorm2d(config.embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalised image (B, 3, S, S) to embedding (B, embed_dim, S/8, S/8), float."""
         at2 = self.stage2(x.contiguous(memory_format=torch.channels_last))
         at4 = self.stage4(at2)
         at8 = self.stage8(at4)
@@ -167,10 +156,10 @@ class NanoEncoder(nn.Module):
         fused = self.fuse(
             torch.cat(
                 [
-                    F.pixel_unshuffle(self.lateral2(at2), 4),
-                    F.pixel_unshuffle(self.lateral4(at4), 2),
+                    functional.pixel_unshuffle(self.lateral2(at2), 4),
+                    functional.pixel_unshuffle(self.lateral4(at4), 2),
                     at8,
-                    F.pixel_shuffle(self.upsample16(at16), 2),
+                    functional.pixel_shuffle(self.upsample16(at16), 2),
                 ],
                 1,
             )
@@ -241,40 +230,5 @@ def save_nano(
     save_file(
         {name: value.detach().half().contiguous() for name, value in state.items()},
         path,
-        metadata={"format": FORMAT, "config": config.to_json(), "generator": json.dumps(dict(generator))},
+        metadata={"config": json.dumps(asdict(config)), "generator": json.dumps(dict(generator))},
     )
-
-
-def nano_metadata(path: Path) -> dict[str, Any] | None:
-    """`{"config": NanoConfig, "generator": dict}` of a nano checkpoint; None for any other safetensors file.
-
-    Raises safetensors.SafetensorError for a file that is no safetensors, ValueError for a damaged configuration.
-    """
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-    if metadata.get("format") != FORMAT:
-        return None
-    return {
-        "config": NanoConfig.from_json(metadata["config"]),
-        "generator": json.loads(metadata["generator"]),
-    }
-
-
-def load_nano(path: Path, device: str | torch.device = "cpu") -> Sam:
-    """A nano checkpoint as a model in eval mode and single precision on `device`.
-
-    Raises ValueError if the file is no nano checkpoint, RuntimeError if its weights do not fit its configuration.
-    """
-    metadata = nano_metadata(path)
-    if metadata is None:
-        raise ValueError(f"{path} is not a nano checkpoint")
-    with safe_open(path, framework="pt") as file:
-        if "first_trial" in file.metadata():  # TEMPORARY
-            from rerun_loader_sam.engine import nano_first_trial
-
-            return nano_first_trial.load(path).to(device)
-    sam = build_nano(metadata["config"])
-    with safe_open(path, framework="pt") as file:
-        sam.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
-    sam.image_encoder.to(memory_format=torch.channels_last)
-    return sam.eval().to(device)
