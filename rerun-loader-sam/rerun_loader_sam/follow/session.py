@@ -1,10 +1,12 @@
 """One viewer that is started here and followed: `rerun-sam view`."""
 
 import contextlib
+import importlib.metadata
 import os
 import queue
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -18,6 +20,7 @@ from rerun_loader_sam.follow.announcements import (
     opened_path,
     other_viewer_url,
     proxy_url,
+    version_tuple,
 )
 from rerun_loader_sam.follow.follower import POLL_S, Follower
 from rerun_loader_sam.follow.say import say
@@ -36,6 +39,7 @@ class ViewSession:
         self._folder = Path.cwd()
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._is_over = threading.Event()
+        self._viewer_version = ""
         self._is_wanted = threading.Event()
         self._is_wanted.set()
 
@@ -81,7 +85,7 @@ class ViewSession:
         self._lines.put(None)
 
     def _follow(self) -> None:
-        version = self._version()
+        version = self._viewer_version = self._version()
         if version and calls_loaders_for_images(version):
             return  # it does all this itself
         files: list[OpenedFile] = []
@@ -146,6 +150,12 @@ class ViewSession:
             return reach(url, is_over)
         except UnsupportedViewerError as error:
             say(f"{error}; masks come as a recording of their own")
+            sdk_version = importlib.metadata.version("rerun-sdk")
+            if version_tuple(sdk_version) > version_tuple(self._viewer_version):
+                say(
+                    f"rerun-sdk {sdk_version} here is newer than this viewer, which may lose what it is sent: "
+                    f"`{sys.executable} -m pip install rerun-sdk=={self._viewer_version}` makes them fit"
+                )
         return None
 
     def _beside(self, url: str, file: OpenedFile, is_over: Callable[[], bool]) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import rerun as rr
 import rerun_bindings
 
+from rerun_loader_sam.errors import UserError
 from rerun_loader_sam.protocol import Request, Time
 from rerun_loader_sam.recording.rrd import RrdJoiner
 
@@ -31,6 +32,7 @@ class Recording:
         self._is_static = request.is_static
         self._prefix = entity_path_prefix(request)
         self._image_entity = request.image_entity
+        self._viewer_url = request.viewer_url
         self.lines: list[str] = []
         self.progress_xy = (0.0, 0.0)
         self._stream = rr.RecordingStream(
@@ -80,9 +82,17 @@ class Recording:
         rr.send_blueprint(blueprint, make_active=False, make_default=True, recording=self._stream)
 
     def flush(self) -> None:
-        """Send what was logged so far, before what is logged later: the SDK orders only what it sends at once."""
+        """Send what was logged so far, before what is logged later: the SDK orders only what it sends at once.
+
+        Raises UserError where a viewer has gone.
+        """
         if self._bytes is None:
-            self._stream.flush()
+            try:
+                self._stream.flush()
+            except RuntimeError as error:
+                if self._viewer_url is None:
+                    raise
+                raise UserError(f"the viewer at {self._viewer_url} takes no data any more ({error})") from error
             return
         content = self._bytes.read()
         if content:
