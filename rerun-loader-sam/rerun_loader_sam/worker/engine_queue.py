@@ -55,12 +55,15 @@ class EngineQueue:
         self._is_stopped = False
         self._shown_s = 0.0
         self._showing: set[Connection] = set()
+        self._next: Connection | None = None
 
-    @property
-    def is_free(self) -> bool:
-        """Whether an image that is put in now is segmented at once."""
+    def is_free_for(self, connection: Connection) -> bool:
+        """Whether an image of this loader that is put in now is segmented at once; only one loader is told so."""
         with self._changed:
-            return self._current is None and not self._waiting
+            is_free = self._current is None and not self._waiting and self._next in (None, connection)
+            if is_free:
+                self._next = connection
+            return is_free
 
     @property
     def waiting_count(self) -> int:
@@ -108,6 +111,8 @@ class EngineQueue:
         """It has arrived, or never will."""
         with self._changed:
             self._showing.discard(connection)
+            if self._next is connection:
+                self._next = None
             self._shown_s = time.monotonic()
             self._changed.notify_all()
 
@@ -189,15 +194,15 @@ class QueuedSegmenter:
 
     @property
     def is_free(self) -> bool:
-        """See `EngineQueue.is_free`."""
-        return self._engine.is_free
+        """See `EngineQueue.is_free_for`."""
+        return self._engine.is_free_for(self._connection)
 
     def stream(self, read_rgb: ReadImage) -> Generator[LoadedModel | Progress]:
         """See `Segmenter.stream`. Raises GoneError as soon as the loader is gone."""
         task = _Task(read_rgb)
-        self._engine.end_showing(self._connection)
         with self._connection.on_cancel(lambda: self._engine.cancel(task)):
             self._engine.put(task)
+            self._engine.end_showing(self._connection)
             try:
                 while (event := task.events.get()) is not None:
                     if isinstance(event, BaseException):
