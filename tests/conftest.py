@@ -12,7 +12,6 @@ from rerun_loader_sam.worker.control import stop_worker
 from sdks import Sdk, install_sdk
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "coffee.jpg"
-LOADERS = ("rerun-loader-sam", "rerun-importer-sam")
 
 
 @pytest.fixture

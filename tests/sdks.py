@@ -12,6 +12,7 @@ import pytest
 
 NATIVE = "0.24.1"  # the last viewer that calls loaders for images
 NEWEST = "0.41.0"
+LOADERS = ("rerun-loader-sam", "rerun-importer-sam")
 
 
 @dataclasses.dataclass(frozen=True)

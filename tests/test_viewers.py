@@ -14,13 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import LOADERS
 from recordings import Contents, Recording, read
 from rerun_loader_sam import AutomaticMaskGenerator, load_model
 from rerun_loader_sam.masks import Mask
 from rerun_loader_sam.models.choose import choose_model
 from rerun_loader_sam.settings import load_settings
-from sdks import NATIVE, NEWEST, Sdk
+from sdks import LOADERS, NATIVE, NEWEST, Sdk
 
 pytestmark = [pytest.mark.viewer, pytest.mark.usefixtures("user")]
 
