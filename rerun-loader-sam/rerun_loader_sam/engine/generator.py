@@ -22,8 +22,10 @@ Strategy = Literal["exhaustive", "adaptive"]
 OutputMode = Literal["binary_mask", "uncompressed_rle", "coco_rle"]
 Pixels = npt.NDArray[np.uint8]
 
-# Enough prompts to share a reading of the token-side weights, few enough to stop and to report soon.
-_CPU_BATCH = 8
+# On a CPU, image tokens times prompts of a batch: enough prompts to share a reading of the token-side weights (and,
+# for small models, the cost of starting operations), few enough to stop and to report soon.
+_CPU_BATCH_TOKENS = 8 * 4096
+_MAX_CPU_BATCH = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +191,8 @@ class AutomaticMaskGenerator:
         points = self.point_grids[crop.layer] * np.array(crop.size_hw[::-1])
         size = self.points_per_batch
         if embedding.device.type == "cpu":
-            size = min(size, _CPU_BATCH)
+            tokens = embedding.shape[-2] * embedding.shape[-1]
+            size = min(size, _MAX_CPU_BATCH, max(_CPU_BATCH_TOKENS // tokens, 1))
         batches = [points[start : start + size] for start in range(0, len(points), size)]
         if self.strategy == "adaptive":
             yield from adaptive_masks(embedded, batches, cores, self.box_nms_thresh)
