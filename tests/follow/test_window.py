@@ -80,7 +80,8 @@ def test_older_viewers_get_a_recording_of_its_own(
     others = copies(photo, "b.jpg", "c.jpg")
     text = photo.with_name("note.txt")
     text.write_text("a note")
-    viewer, process = open_viewer(sdk(version), photo, display=display)
+    # Viewers of that time keep nothing of what they are sent for others to read, unless they are told to.
+    viewer, process = open_viewer(sdk(version), photo, "--server-memory-limit", "1GB", display=display)
     process.wait_for("Listening for gRPC connections")
     process.wait_for("wgpu adapter")
     wait_until(lambda: _segmented(viewer.received(photo.with_suffix(".rrd"))) == 1, "one recording", process)

@@ -156,7 +156,7 @@ class OpenViewer:
         """Everything that was streamed to this viewer; not what it opened itself."""
         rrd.unlink(missing_ok=True)
         saver = Process(
-            [self.sdk.viewer, self.url, "--save", rrd, "--port", "0"], self.environ, rrd.with_suffix(".log")
+            [self._reader.viewer, self.url, "--save", rrd, "--port", "0"], self.environ, rrd.with_suffix(".log")
         )
         size, since = -1, time.monotonic()
         while time.monotonic() - since < SETTLED_S:

@@ -8,7 +8,7 @@ import signal
 import sys
 
 from rerun_loader_sam.follow.announcements import proxy_url
-from rerun_loader_sam.follow.discover import running_viewers
+from rerun_loader_sam.follow.discover import viewers_of
 from rerun_loader_sam.follow.follower import Follower
 from rerun_loader_sam.follow.say import say
 from rerun_loader_sam.follow.viewer import UnsupportedViewerError, reach
@@ -19,7 +19,7 @@ NOT_SUPPORTED = 3
 def main() -> int:
     """Run; returns 0 when the viewer has ended, NOT_SUPPORTED where it is older than 0.41."""
     pid, port = int(sys.argv[1]), int(sys.argv[2])
-    process = next((found for found in running_viewers() if (found.pid, found.port) == (pid, port)), None)
+    process = next((found for found in viewers_of(pid) if found.port == port), None)
     if process is None:
         return 0
     parent = os.getppid()

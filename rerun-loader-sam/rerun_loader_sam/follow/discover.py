@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import sys
 from pathlib import Path
 
 import psutil
@@ -10,8 +9,8 @@ import psutil
 from rerun_loader_sam.follow.command_line import opens_window
 
 _NAME = "rerun"
-_TCP_TABLES = ("/proc/net/tcp", "/proc/net/tcp6")
-_LISTEN = "0A"
+_TURNS_TO_BECOME = 3  # a process is forked first, and becomes a viewer then
+_TURNS_TO_LISTEN = 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,38 +32,52 @@ class RunningViewer:
             return False
 
 
-def listening_fingerprint() -> object:
-    """Changes whenever a process of this user starts or ends listening; cheap. None where the system has no such."""
-    if sys.platform != "linux":
-        return None
-    user = str(os.getuid())
-    sockets = set()
-    for table in _TCP_TABLES:
-        try:
-            lines = Path(table).read_text().splitlines()[1:]
-        except OSError:  # no IPv6
-            continue
-        for line in lines:
-            fields = line.split()
-            if fields[3] == _LISTEN and fields[7] == user:
-                sockets.add(fields[9])  # the inode
-    return frozenset(sockets)
+class ViewerFinder:
+    """Finds viewers as they come, looking closely at what is new only: a list of process ids costs nothing."""
+
+    def __init__(self) -> None:
+        self._turns: dict[int, int] = {}
+        self._found: dict[int, list[RunningViewer]] = {}
+
+    def look(self) -> set[RunningViewer]:
+        """All that run."""
+        turns = {pid: self._turns.get(pid, 0) + 1 for pid in psutil.pids()}
+        self._turns = turns
+        self._found = {
+            pid: viewers
+            for pid, viewers in self._found.items()
+            if pid in turns and all(v.is_running() for v in viewers)
+        }
+        for pid, turn in turns.items():
+            if turn <= _TURNS_TO_BECOME and pid not in self._found and _is_viewer(pid):
+                self._found[pid] = []
+        for pid, viewers in self._found.items():
+            if not viewers and turns[pid] <= _TURNS_TO_LISTEN:
+                viewers.extend(viewers_of(pid))
+        return {viewer for viewers in self._found.values() for viewer in viewers}
 
 
-def running_viewers() -> list[RunningViewer]:
-    """All of them. A process that listens on several ports is listed with each."""
-    found = []
-    user = os.getuid()
-    for process in psutil.process_iter(["name"]):
-        if (process.info["name"] or "").lower() != _NAME:
-            continue
-        try:
-            if process.uids().real != user or not opens_window(process.cmdline()[1:]):
-                continue
-            connections = getattr(process, "net_connections", process.connections)(kind="tcp")
-            ports = {c.laddr.port for c in connections if c.status == psutil.CONN_LISTEN}
-            folder, started_s = Path(process.cwd()), process.create_time()
-        except psutil.Error:  # it has just ended
-            continue
-        found += [RunningViewer(process.pid, started_s, port, folder) for port in sorted(ports)]
-    return found
+def viewers_of(pid: int) -> list[RunningViewer]:
+    """A process once for each port that it listens on; none where it has ended."""
+    try:
+        process = psutil.Process(pid)
+        connections = getattr(process, "net_connections", process.connections)(kind="tcp")
+        ports = {connection.laddr.port for connection in connections if connection.status == psutil.CONN_LISTEN}
+        folder, started_s = Path(process.cwd()), process.create_time()
+    except psutil.Error:
+        return []
+    return [RunningViewer(pid, started_s, port, folder) for port in sorted(ports)]
+
+
+def _is_viewer(pid: int) -> bool:
+    try:
+        process = psutil.Process(pid)
+        # The program, not the Python script of the same name around it.
+        return (
+            process.name().lower() == _NAME
+            and Path(process.exe()).name.lower() == _NAME
+            and process.uids().real == os.getuid()
+            and opens_window(process.cmdline()[1:])
+        )
+    except psutil.Error:
+        return False

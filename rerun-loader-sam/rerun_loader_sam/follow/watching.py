@@ -11,11 +11,10 @@ from typing import IO
 
 from rerun_loader_sam.errors import UserError
 from rerun_loader_sam.folders import cache_dir, ensure_private
-from rerun_loader_sam.follow.discover import RunningViewer, listening_fingerprint, running_viewers
+from rerun_loader_sam.follow.discover import RunningViewer, ViewerFinder
 
 LOOK_S = 1.0
 _ENDING_S = 5.0
-_LOOK_EVERYWHERE_EVERY = 30  # turns; where the system gives no cheap sign of change, every other turn
 
 
 class Watch:
@@ -23,6 +22,7 @@ class Watch:
 
     def __init__(self) -> None:
         self._lock = _sole_lock()
+        self._finder = ViewerFinder()
         self._stop = threading.Event()
         self._followers: dict[RunningViewer, subprocess.Popen[bytes]] = {}
         self._ending: list[subprocess.Popen[bytes]] = []
@@ -31,22 +31,15 @@ class Watch:
         """Watch until SIGTERM or SIGINT."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
-        fingerprint: object = None
-        turn = 0
         try:
             while not self._stop.is_set():
-                now = listening_fingerprint()
-                interval = 2 if now is None else _LOOK_EVERYWHERE_EVERY
-                if now != fingerprint or turn % interval == 0:
-                    fingerprint = now
-                    self._look()
-                turn += 1
+                self._look()
                 self._stop.wait(LOOK_S)
         finally:
             self._end_all()
 
     def _look(self) -> None:
-        running = set(running_viewers())
+        running = self._finder.look()
         for viewer in set(self._followers) - running:
             self._ending.append(self._followers.pop(viewer))
         self._ending = [process for process in self._ending if process.poll() is None]
