@@ -64,7 +64,15 @@ def processes() -> Iterator[list[Process]]:
 
 
 @pytest.fixture
-def open_viewer(user: Path, tmp_path: Path, processes: list[Process], sdk: Callable[[str], Sdk]) -> Open:
+def ports() -> list[int]:
+    """The ports of this test's viewers, in order: other tests may run beside it, with viewers of their own."""
+    return [free_port() for _ in range(3)]
+
+
+@pytest.fixture
+def open_viewer(
+    user: Path, tmp_path: Path, processes: list[Process], sdk: Callable[[str], Sdk], ports: list[int]
+) -> Open:
     """Call with an SDK, and how: a viewer on a port of its own, and its process.
 
     arguments: of the viewer.
@@ -73,10 +81,13 @@ def open_viewer(user: Path, tmp_path: Path, processes: list[Process], sdk: Calla
     """
 
     for process in psutil.process_iter(["cmdline"]):
-        if process.info["cmdline"] and process.info["cmdline"][-2:] == [str(RERUN_SAM), "watch"]:
+        *_, program, command = ["", "", *(process.info["cmdline"] or [])]
+        if command == "watch" and program.endswith("rerun-sam"):
             pytest.fail(
                 f"process {process.pid}, a `rerun-sam watch`, would follow the viewers of the tests: end it first"
             )
+
+    unused = list(ports)
 
     def start(
         viewer_sdk: Sdk, *arguments: str | Path, by: str = "view", display: str | None = None, cwd: Path | None = None
@@ -87,7 +98,7 @@ def open_viewer(user: Path, tmp_path: Path, processes: list[Process], sdk: Calla
             environ["DISPLAY"] = display
         if by == "override":
             environ["RERUN_CLI_PATH"] = str(RERUN_SAM.with_name("rerun-sam-viewer"))
-        port = free_port()
+        port = unused.pop(0)
         command = [RERUN_SAM, "view"] if by == "view" else [tmp_path / "bin" / "rerun"]
         shown = WINDOW if display else ("--headless",)
         process = Process(
@@ -101,12 +112,13 @@ def open_viewer(user: Path, tmp_path: Path, processes: list[Process], sdk: Calla
 
 
 @pytest.fixture
-def watch(user: Path, tmp_path: Path, processes: list[Process]) -> Callable[[Sdk], Process]:
+def watch(user: Path, tmp_path: Path, processes: list[Process], ports: list[int]) -> Callable[[Sdk], Process]:
     """Call with an SDK: `rerun-sam watch`, running."""
 
     def start(sdk: Sdk) -> Process:
         environ = put_on_path(tmp_path / "bin", sdk) | QUICK
-        process = Process([RERUN_SAM, "watch"], environ, tmp_path / f"watch-{len(processes)}.log")
+        only = [f"--port={port}" for port in ports]
+        process = Process([RERUN_SAM, "watch", *only], environ, tmp_path / f"watch-{len(processes)}.log")
         processes.append(process)
         process.wait_for("watching for viewers")
         return process

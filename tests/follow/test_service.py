@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from viewers import put_on_path
+from viewers import free_port, put_on_path
 
 from sdks import Sdk
 
@@ -70,7 +70,7 @@ def test_the_line_for_a_shell_names_a_program(user: Path) -> None:
 
 
 def test_only_one_watch_runs(user: Path, tmp_path: Path) -> None:
-    first = subprocess.Popen([RERUN_SAM, "watch"], stderr=subprocess.PIPE, text=True)
+    first = subprocess.Popen([RERUN_SAM, "watch", f"--port={free_port()}"], stderr=subprocess.PIPE, text=True)
     try:
         assert first.stderr
         assert "watching for viewers" in first.stderr.readline()

@@ -18,9 +18,13 @@ _ENDING_S = 5.0
 
 
 class Watch:
-    """One for each user: raises UserError where another one runs."""
+    """One for each user: raises UserError where another one runs.
 
-    def __init__(self) -> None:
+    ports: follow only viewers on these; all where there are none.
+    """
+
+    def __init__(self, ports: frozenset[int] = frozenset()) -> None:
+        self._ports = ports
         self._lock = _sole_lock()
         self._finder = ViewerFinder()
         self._stop = threading.Event()
@@ -39,7 +43,7 @@ class Watch:
             self._end_all()
 
     def _look(self) -> None:
-        running = self._finder.look()
+        running = {viewer for viewer in self._finder.look() if not self._ports or viewer.port in self._ports}
         for viewer in set(self._followers) - running:
             self._ending.append(self._followers.pop(viewer))
         self._ending = [process for process in self._ending if process.poll() is None]
