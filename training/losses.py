@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 CROSS_ENTROPY_WEIGHT = 2.0
-"""To dice. Plain cross entropy, not Segment Anything's focal loss: that leaves logits so near zero in a short training
-that no mask is stable.
+"""To dice. Plain cross entropy, not Segment Anything's focal loss: that leaves logits so near zero in a short
+training that no mask is stable.
 """
 SPARE_OUTPUT_WEIGHT = 0.15
 

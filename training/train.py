@@ -49,14 +49,16 @@ from samples import Batch, BatchStream, Stage  # noqa: E402
 STAGES = (
     Stage(size=128, batch=8, prompts=8, steps=1400, new_scenes=0.5),
     Stage(size=256, batch=4, prompts=10, steps=1800, new_scenes=0.5),
-    Stage(size=384, batch=2, prompts=10, steps=650, new_scenes=0.5),
+    Stage(size=384, batch=2, prompts=10, steps=400, new_scenes=0.5),
 )
+SHIPPED_IMG_SIZE = 384
+"""Input side of the written checkpoint: the size of the last stage, where it is best (benchmarks/quality.py)."""
 GENERATOR_DEFAULTS: dict[str, float | int] = {
-    "points_per_side": 24,
-    "pred_iou_thresh": 0.7,
-    "stability_score_thresh": 0.75,
-    "stability_score_offset": 1.0,
+    "points_per_side": 16,
+    "pred_iou_thresh": 0.5,
+    "stability_score_thresh": 0.45,
     "box_nms_thresh": 0.7,
+    "min_mask_region_area": 150,
 }
 """What the automatic mask generator should use with this model; chosen with benchmarks/quality.py."""
 
@@ -67,8 +69,7 @@ SAVE_EVERY, LOG_EVERY, EVALUATE_EVERY = 200, 50, 400
 
 @dataclass(frozen=True, slots=True)
 class Hyperparameters:
-    """Learning rates are for the plateau; they rise over `warmup` steps and fall over the last `decay` of all
-    steps."""
+    """Learning rates are peaks: they rise over `warmup` steps and fall over the last `decay` of all steps."""
 
     encoder_lr: float = 1.5e-3
     decoder_lr: float = 6e-4
@@ -135,7 +136,7 @@ class Training:
         torch.save(state, unfinished)
         unfinished.replace(self.checkpoint)
         export = self.folder / "nano.part"
-        config = replace(self.config, folded=True)
+        config = replace(self.config, folded=True, img_size=SHIPPED_IMG_SIZE)
         save_nano(export, fold_batch_norms(self.average), config, GENERATOR_DEFAULTS)
         export.replace(self.folder / "nano.safetensors")
 
@@ -274,7 +275,7 @@ def train_process(rank: int, processes: int, arguments: argparse.Namespace) -> N
 
 
 def parse_stages(text: str) -> list[Stage]:
-    """`STAGES` with other numbers of steps: `1400,1800,650`."""
+    """`STAGES` with other numbers of steps: `1400,1800,400`."""
     steps = [int(part) for part in text.split(",")]
     if len(steps) != len(STAGES):
         raise argparse.ArgumentTypeError(f"expected {len(STAGES)} numbers of steps, got {text!r}")
@@ -285,7 +286,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder for log, checkpoints and scenes")
-    parser.add_argument("--steps", type=parse_stages, default=list(STAGES), help="steps of each stage: 1400,1800,650")
+    parser.add_argument("--steps", type=parse_stages, default=list(STAGES), help="steps of each stage")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop, resumably, after this time")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1), help="1 or 2")
