@@ -19,6 +19,7 @@ from rerun_loader_sam.models.registry import checkpoint_generator_parameters
 from samples import ancestry, make_sample, right_answers
 from scenes import make_scene
 from textures import PHOTO_TEXTURES
+from train import SHIPPED_IMG_SIZE
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = NanoConfig(img_size=64, widths=(8, 8, 16, 16))
@@ -152,4 +153,4 @@ def test_training_runs_and_resumes(tmp_path: Path) -> None:
     assert float(str(second["seconds"])) > float(str(first["seconds"]))
     assert json.loads((tmp_path / "settings.json").read_text())["seed"] == 1
     sam = load_model(tmp_path / "nano.safetensors")
-    assert sam.image_encoder.img_size == 512
+    assert sam.image_encoder.img_size == SHIPPED_IMG_SIZE
