@@ -8,7 +8,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 from rerun_loader_sam.engine.decoder import FoldedDecoder, FoldedPrediction, FoldedPrompts, can_fold
-from rerun_loader_sam.engine.geometry import Box, Crop, Floats, is_cut_off, model_input_hw
+from rerun_loader_sam.engine.geometry import Crop, Floats, is_cut_off, model_input_hw
 from rerun_loader_sam.engine.reference import ReferenceImage, ReferencePrediction
 from rerun_loader_sam.engine.tracing import Tracer
 from rerun_loader_sam.masks import Bools, Mask
@@ -31,13 +31,13 @@ class Candidate:
         point_xy: Its prompt, in pixels of the crop: float64, (2,).
         mask: Which of the prompt's masks it is.
         predicted_iou: The model's own estimate of the mask's quality.
-        box_xyxy: In tokens of the crop's embedding, the ends excluded; rough by a token at each side.
+        sketch: The mask as one pixel a token of the crop's embedding: bool, flat.
     """
 
     point_xy: Floats
     mask: int
     predicted_iou: float
-    box_xyxy: Box
+    sketch: Bools
 
 
 class EmbeddedCrop:
@@ -98,26 +98,29 @@ class EmbeddedCrop:
 
     @torch.no_grad()
     def estimate(self, points_xy: Floats) -> list[Candidate]:
-        """The masks that pass the filter of predicted IoU, unseen but for a rough box."""
+        """The masks that pass the filter of predicted IoU, unseen but for a sketch."""
         prediction, wanted = self._predict(points_xy)
         candidates: list[Candidate] = []
         for prompt, masks in enumerate(wanted):
             if not masks:
                 continue
             for mask, logits in zip(masks, prediction.coarse_logits(prompt, masks).cpu(), strict=True):
-                inside = (logits > self._threshold).numpy()
-                box = _coarse_box(inside)
+                sketch: Bools = (logits > self._threshold).flatten().numpy()
                 score = float(prediction.predicted_iou[prompt, mask])
-                candidates.append(Candidate(points_xy[prompt], mask, score, box))
+                candidates.append(Candidate(points_xy[prompt], mask, score, sketch))
         return candidates
 
     @torch.no_grad()
     def realise(self, candidates: list[Candidate]) -> list[Mask | None]:
         """The masks of candidates; None for those that do not pass the other filters."""
-        prediction, _ = self._predict(np.stack([candidate.point_xy for candidate in candidates]))
+        # Masks of one prompt share its costs.
+        points, prompts = np.unique(
+            np.stack([candidate.point_xy for candidate in candidates]), axis=0, return_inverse=True
+        )
+        prediction, _ = self._predict(points)
         return [
             self._trace(prediction, prompt, [candidate.mask], candidate.point_xy)[0]
-            for prompt, candidate in enumerate(candidates)
+            for prompt, candidate in zip(prompts.reshape(-1).tolist(), candidates, strict=True)
         ]
 
     def _predict(self, points_xy: Floats) -> tuple[FoldedPrediction | ReferencePrediction, list[list[int]]]:
@@ -153,11 +156,3 @@ class EmbeddedCrop:
                 )
             )
         return found
-
-
-def _coarse_box(inside: Bools) -> Box:
-    """Columns and rows of tokens that a rough mask spans; four zeros for none."""
-    columns, rows = np.flatnonzero(inside.any(0)), np.flatnonzero(inside.any(1))
-    if len(rows) == 0:
-        return 0, 0, 0, 0
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
