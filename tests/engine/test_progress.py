@@ -13,6 +13,7 @@ from small_sams import small_sam, smooth_image
 
 from rerun_loader_sam import AutomaticMaskGenerator
 from rerun_loader_sam.allocator import engine_env
+from rerun_loader_sam.engine import adaptive
 from rerun_loader_sam.masks import Mask
 
 OPEN = {"points_per_side": 6, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
@@ -58,24 +59,25 @@ def test_closing_ends_the_work(sam: Sam, stage: str) -> None:
     assert torch.get_num_threads() == torch_threads
 
 
-def test_adaptive_gives_the_same_where_nothing_is_a_duplicate(sam: Sam) -> None:
+def test_adaptive_makes_every_mask_that_no_other_is_like(sam: Sam, monkeypatch: pytest.MonkeyPatch) -> None:
+    for constant in ("_ALIKE", "_ALIKE_TO_DUPLICATE"):
+        monkeypatch.setattr(adaptive, constant, 1.01)
     image = smooth_image(120, 170)
     both = {**OPEN, "box_nms_thresh": 1.0}
     exhaustive = AutomaticMaskGenerator(sam, **both).generate(image)
-    adaptive = AutomaticMaskGenerator(sam, **both, strategy="adaptive").generate(image)
+    found = AutomaticMaskGenerator(sam, **both, strategy="adaptive").generate(image)
     assert len(exhaustive) > 50
 
     def areas(records: list[dict[str, object]]) -> list[tuple[object, ...]]:
         return sorted((record["area"], *record["bbox"]) for record in records)  # type: ignore[misc]
 
-    assert areas(adaptive) == areas(exhaustive)
+    assert areas(found) == areas(exhaustive)
 
 
 def test_adaptive_keeps_the_best_of_duplicates(sam: Sam) -> None:
     image = smooth_image(120, 170)
     exhaustive = AutomaticMaskGenerator(sam, **OPEN).generate(image)
-    adaptive = AutomaticMaskGenerator(sam, **OPEN, strategy="adaptive").generate(image)
-    best, found = exhaustive[0], adaptive[0]
+    best, found = exhaustive[0], AutomaticMaskGenerator(sam, **OPEN, strategy="adaptive").generate(image)[0]
     assert found["point_coords"] == best["point_coords"]
     np.testing.assert_array_equal(found["segmentation"], best["segmentation"])
 

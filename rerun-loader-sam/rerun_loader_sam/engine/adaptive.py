@@ -63,8 +63,8 @@ class _Contest:
     """
 
     def __init__(self, candidates: list[Candidate], box_nms_thresh: float) -> None:
-        n_tokens = candidates[0].sketch.size if candidates else 0
-        self._sketches = np.array([candidate.sketch for candidate in candidates], bool).reshape(len(candidates), n_tokens)
+        sketches = [candidate.sketch for candidate in candidates]
+        self._sketches = np.stack(sketches) if sketches else np.zeros((0, 0), bool)
         self._areas = self._sketches.sum(1)
         self._open = np.ones(len(candidates), bool)
         self._box_nms_thresh = box_nms_thresh
@@ -110,7 +110,8 @@ class _Contest:
         similar[: index + 1] = False
         others = np.flatnonzero(similar)
         shared = np.count_nonzero(self._sketches[others] & self._sketches[index], axis=1)
-        return others[shared >= alike * (self._areas[others] + area - shared)]
+        found: npt.NDArray[np.int64] = others[shared >= alike * (self._areas[others] + area - shared)]
+        return found
 
 
 def _box_iou(boxes_xyxy: Floats, box_xyxy: Floats) -> Floats:
