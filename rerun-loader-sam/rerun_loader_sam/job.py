@@ -1,6 +1,7 @@
 """One request from its path to the last byte: reads, logs, segments, logs."""
 
 import dataclasses
+import heapq
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     from rerun_loader_sam.engine.generator import Progress
 
 PROGRESS_EVERY_S = 2.0
+# Each drawing of what came up so far stays in the viewer's memory: the next one comes when the time has doubled.
+FIRST_MASKS_AFTER_S = 2.0
+# Drawing a mask of a large photograph takes some hundredths of a second of a core that is busy with the next one.
+MAX_MASKS_SO_FAR = 100
 
 
 class Job:
@@ -60,6 +65,7 @@ class Job:
         self._results = results
         self._recording: Recording | None = None
         self._annotated_count = -1
+        self._has_masks_so_far = False
         self._has_description = False
 
     def run(self, left_out: frozenset[str] = frozenset()) -> None:
@@ -106,6 +112,15 @@ class Job:
         started = time.monotonic()
         with self._drawing():
             shown = self._show(step, path)
+        try:
+            self._masks(step, shown, started)
+        finally:
+            self._clear_masks_so_far(step)
+        contents.clear_progress(self._open(step))
+
+    def _masks(self, step: int, shown: "_Shown", started: float) -> None:
+        """Log the masks of an image that is shown, from the cache or made now."""
+        path = shown.path
         key = self._results.key(path, shown.stamp) if self._results else None
         result = self._results.find(key) if self._results and key else None
         if result is None:
@@ -122,7 +137,6 @@ class Job:
         self._log(step, f"{count} in {time.monotonic() - started:.1f} s, by {result.model.chosen.name}")
         if not result.masks:
             self._log(step, _why_none(result.model), "WARN")
-        contents.clear_progress(self._open(step))
 
     def _show(self, step: int, path: Path) -> "_Shown":
         """Log the image, before anything else."""
@@ -146,13 +160,22 @@ class Job:
         rgb = image.rgb if self._segmenter.is_free else None
         return _Shown(path, stamp, image.size_hw, image.orientation, rgb)
 
+    def _draw_so_far(self, step: int, masks: list[Mask], shown: "_Shown") -> None:
+        recording = self._open(step)
+        best = heapq.nlargest(MAX_MASKS_SO_FAR, masks, key=lambda mask: mask.predicted_iou)
+        masks, size_hw = _as_shown(recording, best, shown)
+        self._has_masks_so_far = True
+        with self._drawing():
+            contents.log_masks_so_far(recording, masks, size_hw)
+
+    def _clear_masks_so_far(self, step: int) -> None:
+        if self._has_masks_so_far:
+            self._has_masks_so_far = False
+            contents.clear_masks_so_far(self._open(step))
+
     def _draw(self, step: int, masks: list[Mask], shown: "_Shown") -> None:
         recording = self._open(step)
-        size_hw = shown.size_hw
-        if recording.is_over_image:
-            # The viewer's own image loader shows the pixels as the file has them, whatever its EXIF data say.
-            masks = [as_stored(mask, shown.orientation) for mask in masks]
-            size_hw = stored_size(size_hw, shown.orientation)
+        masks, size_hw = _as_shown(recording, masks, shown)
         if len(masks) > self._annotated_count:
             self._annotated_count = len(masks)
             contents.log_annotations(recording, len(masks))
@@ -192,8 +215,10 @@ class Job:
     def _segment(self, step: int, shown: "_Shown", started: float) -> Result:
         model: LoadedModel | None = None
         masks: list[Mask] = []
-        found = 0
-        reported = time.monotonic()
+        so_far: list[Mask] = []
+        n_drawn = 0
+        reported = began = time.monotonic()
+        draw_after_s = FIRST_MASKS_AFTER_S
         if not self._segmenter.is_free:
             self._log(step, "Waits for the images before it")
         for event in self._segmenter.stream(lambda: self._pixels(shown)):
@@ -204,12 +229,15 @@ class Job:
                 continue
             if event.stage == "done":
                 masks = event.masks
-            else:
-                found += len(event.masks)
+                continue
+            so_far += event.masks
             now = time.monotonic()
-            if event.stage != "done" and now - reported >= PROGRESS_EVERY_S:
+            if now - reported >= PROGRESS_EVERY_S:
                 reported = now
-                self._log(step, f"{_progress_text(event, found)}, {now - started:.0f} s")
+                self._log(step, f"{_progress_text(event, len(so_far))}, {now - started:.0f} s")
+            if now - began >= draw_after_s and len(so_far) > n_drawn:
+                draw_after_s, n_drawn = 2 * (now - began), len(so_far)
+                self._draw_so_far(step, so_far, shown)
         if model is None:
             raise RuntimeError("the segmenter named no model")
         return Result(masks, model, time.time())
@@ -234,6 +262,15 @@ class _Shown:
     orientation: int
     rgb: NDArray[np.uint8] | None
     """(H, W, 3), unless it is to be read again."""
+
+
+def _as_shown(recording: Recording, masks: list[Mask], shown: _Shown) -> tuple[list[Mask], tuple[int, int]]:
+    """Masks, and their image's size, as the image lies in the recording."""
+    if not recording.is_over_image:
+        return masks, shown.size_hw
+    # The viewer's own image loader shows the pixels as the file has them, whatever its EXIF data say.
+    stored = [as_stored(mask, shown.orientation) for mask in masks]
+    return stored, stored_size(shown.size_hw, shown.orientation)
 
 
 def _progress_text(progress: "Progress", found: int) -> str:

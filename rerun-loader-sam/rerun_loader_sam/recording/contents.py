@@ -21,6 +21,7 @@ IMAGE, MASKS, BOXES, TENSOR, LOGS, DESCRIPTION = (
     "description",
 )
 PROGRESS = "image/progress"
+MASKS_SO_FAR = "image/masks_so_far"
 MASK_OPACITY = 0.5
 LEVEL_COLORS = {"INFO": (255, 255, 255), "WARN": (255, 200, 60), "ERROR": (255, 110, 90)}
 
@@ -65,6 +66,18 @@ def place_progress(recording: Recording, size_hw: tuple[int, int]) -> None:
     """Say how large the image is over which the last line of the log is to lie: near its upper edge."""
     height, width = size_hw
     recording.progress_xy = (width / 2, height / 20)
+
+
+def log_masks_so_far(recording: Recording, masks: list[Mask], size_hw: tuple[int, int]) -> None:
+    """Log masks that came up while the work goes on, layered like those at the end, which replace them."""
+    recording.log(MASKS_SO_FAR, rr.SegmentationImage(class_image(masks, size_hw), opacity=MASK_OPACITY))
+    recording.flush()
+
+
+def clear_masks_so_far(recording: Recording) -> None:
+    """Take them off the image."""
+    recording.log(MASKS_SO_FAR, rr.Clear(recursive=False))
+    recording.flush()
 
 
 def clear_progress(recording: Recording) -> None:

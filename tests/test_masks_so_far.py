@@ -1,0 +1,79 @@
+"""Masks that are shown while the work goes on, and taken off when it is done."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from recordings import Recording, Row, read
+from rerun_loader_sam import job
+from rerun_loader_sam.command import parse
+from rerun_loader_sam.engine.generator import Progress
+from rerun_loader_sam.errors import UserError
+from rerun_loader_sam.segmenter import Segmenter
+from rerun_loader_sam.settings import load_settings
+from sdks import NEWEST, Sdk
+
+SO_FAR = "/image/masks_so_far"
+
+
+class FailsAtTheEnd(Segmenter):
+    def segment(self, rgb: NDArray[np.uint8]) -> Iterator[Progress]:
+        for progress in super().segment(rgb):
+            if progress.stage == "done":
+                raise UserError("the disk is gone")
+            yield progress
+
+
+@pytest.fixture
+def run(
+    user: Path, photo: Path, tmp_path: Path, sdk: Callable[[str], Sdk], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[type[Segmenter]], Recording]:
+    """Call with the class of the segmenter: what was logged of the photograph."""
+    monkeypatch.setattr(job, "FIRST_MASKS_AFTER_S", 0.0)
+    monkeypatch.setenv("RERUN_SAM_POINTS_PER_SIDE", "16")
+
+    def log(kind: type[Segmenter]) -> Recording:
+        out = tmp_path / "out.rrd"
+        settings = load_settings()
+        work = job.Job(parse([str(photo), "--recording-id", "r"]).request, settings, kind(settings), out)
+        try:
+            work.run()
+        except UserError:
+            assert kind is FailsAtTheEnd
+        (recording,) = read(out, sdk(NEWEST)).recordings
+        return recording
+
+    return log
+
+
+def drawn_and_cleared(recording: Recording) -> tuple[list[Row], Row]:
+    rows = [row for row in recording.rows if row.entity_path == SO_FAR]
+    *drawn, last = rows
+    assert drawn
+    assert all("SegmentationImage:buffer" in row.data for row in drawn)
+    assert "Clear:is_recursive" in last.data
+    assert {row.times["image"] for row in rows} == {0}
+    return drawn, last
+
+
+def test_masks_come_while_the_work_goes_on_and_give_way_to_the_final_ones(
+    run: Callable[[type[Segmenter]], Recording],
+) -> None:
+    recording = run(Segmenter)
+    drawn, cleared = drawn_and_cleared(recording)
+    final = recording.one("/image/masks", "SegmentationImage:buffer")
+    assert drawn[0].data["SegmentationImage:buffer"].any()
+    assert drawn[0].data["SegmentationImage:format"] == final.data["SegmentationImage:format"]
+    in_order = [row for row in recording.rows if row.entity_path in ("/image/masks", SO_FAR)]
+    assert in_order[-1] is cleared
+    assert in_order[-2] is final
+
+
+def test_they_are_taken_off_when_the_work_fails(run: Callable[[type[Segmenter]], Recording]) -> None:
+    recording = run(FailsAtTheEnd)
+    drawn_and_cleared(recording)
+    assert not recording.of("/image/masks", "SegmentationImage:buffer")
+    assert recording.texts()[-1] == ("ERROR", "the disk is gone")
