@@ -30,15 +30,15 @@ class FailsAtTheEnd(Segmenter):
 @pytest.fixture
 def run(
     user: Path, photo: Path, tmp_path: Path, sdk: Callable[[str], Sdk], monkeypatch: pytest.MonkeyPatch
-) -> Callable[[type[Segmenter]], Recording]:
-    """Call with the class of the segmenter: what was logged of the photograph."""
+) -> Callable[..., Recording]:
+    """Call with the class of the segmenter and the viewer's flags: what was logged of the photograph."""
     monkeypatch.setattr(job, "FIRST_MASKS_AFTER_S", 0.0)
     monkeypatch.setenv("RERUN_SAM_POINTS_PER_SIDE", "16")
 
-    def log(kind: type[Segmenter]) -> Recording:
+    def log(kind: type[Segmenter], *flags: str) -> Recording:
         out = tmp_path / "out.rrd"
         settings = load_settings()
-        work = job.Job(parse([str(photo), "--recording-id", "r"]).request, settings, kind(settings), out)
+        work = job.Job(parse([str(photo), "--recording-id", "r", *flags]).request, settings, kind(settings), out)
         try:
             work.run()
         except UserError:
@@ -60,7 +60,7 @@ def drawn_and_cleared(recording: Recording) -> tuple[list[Row], Row]:
 
 
 def test_masks_come_while_the_work_goes_on_and_give_way_to_the_final_ones(
-    run: Callable[[type[Segmenter]], Recording],
+    run: Callable[..., Recording],
 ) -> None:
     recording = run(Segmenter)
     drawn, cleared = drawn_and_cleared(recording)
@@ -72,8 +72,16 @@ def test_masks_come_while_the_work_goes_on_and_give_way_to_the_final_ones(
     assert in_order[-2] is final
 
 
-def test_they_are_taken_off_when_the_work_fails(run: Callable[[type[Segmenter]], Recording]) -> None:
+def test_they_are_taken_off_when_the_work_fails(run: Callable[..., Recording]) -> None:
     recording = run(FailsAtTheEnd)
     drawn_and_cleared(recording)
     assert not recording.of("/image/masks", "SegmentationImage:buffer")
     assert recording.texts()[-1] == ("ERROR", "the disk is gone")
+
+
+def test_none_come_into_a_recording_with_a_layout_that_is_not_ours(
+    run: Callable[..., Recording],
+) -> None:
+    recording = run(Segmenter, "--opened-application-id", "theirs", "--opened-recording-id", "open")
+    assert [row for row in recording.rows if row.entity_path.endswith("/image/masks")]
+    assert not [row for row in recording.rows if row.entity_path.endswith(SO_FAR)]

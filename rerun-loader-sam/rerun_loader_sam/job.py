@@ -160,6 +160,11 @@ class Job:
         rgb = image.rgb if self._segmenter.is_free else None
         return _Shown(path, stamp, image.size_hw, image.orientation, rgb)
 
+    @property
+    def _shows_masks_so_far(self) -> bool:
+        # In a layout that is not ours the viewer would open a view for them when they are taken off the image.
+        return self._request.image_entity is not None or not self._request.is_into_opened
+
     def _draw_so_far(self, step: int, masks: list[Mask], shown: "_Shown") -> None:
         recording = self._open(step)
         best = heapq.nlargest(MAX_MASKS_SO_FAR, masks, key=lambda mask: mask.predicted_iou)
@@ -235,7 +240,7 @@ class Job:
             if now - reported >= PROGRESS_EVERY_S:
                 reported = now
                 self._log(step, f"{_progress_text(event, len(so_far))}, {now - started:.0f} s")
-            if now - began >= draw_after_s and len(so_far) > n_drawn:
+            if self._shows_masks_so_far and now - began >= draw_after_s and len(so_far) > n_drawn:
                 draw_after_s, n_drawn = 2 * (now - began), len(so_far)
                 self._draw_so_far(step, so_far, shown)
         if model is None:
