@@ -39,7 +39,7 @@ def test_logits_and_scores(depth: int, dim: int, heads: int) -> None:
         for masks in ([0, 1, 2], [2], [2, 0]):
             expected = plain.low_res_logits(prompt, masks)
             torch.testing.assert_close(folded.low_res_logits(prompt, masks), expected, atol=1e-5 * scale, rtol=1e-4)
-            expected = plain.coarse_logits(prompt, masks)
+            expected = plain.low_res_logits(prompt, masks)[:, 2::4, 2::4]
             torch.testing.assert_close(folded.coarse_logits(prompt, masks), expected, atol=1e-5 * scale, rtol=1e-4)
 
 

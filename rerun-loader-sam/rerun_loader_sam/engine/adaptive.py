@@ -1,11 +1,11 @@
-"""Fewer masks made for the same masks shown: candidates are judged by a rough look before they are made.
+"""Fewer prompts answered and fewer masks made, for the same masks shown.
 
-Of the masks that a grid of prompts gives, nearly all end as duplicates of a better one. Leaving out prompts saves
-their cost but loses masks: the best view of an object comes from one prompt among dozens that hit it, and nothing
-tells which before the model has answered. So every prompt is answered as far as its predicted IoU, which costs half,
-and each candidate is sketched by one logit a token. Then candidates are made best first, and those whose sketch is
-that of a better mask already made are not made at all: it stands for them. What non-maximum suppression does by the
-boxes is left to it, at the end: a ragged mask's box cannot be told from a sketch.
+Of the masks that a grid of prompts gives, nearly all end as duplicates of a better one. Leaving out prompts by where
+they lie loses masks: the best view of an object comes from one prompt among dozens that hit it, and nothing tells
+which before the model has answered. So every prompt is answered roughly, with a quarter of the image's tokens: that
+gives its predicted IoU to about 0.02 and a sketch of each mask. Then prompts are answered in full, the best first, and
+a mask is left out when a better one is there that looks the same and fills the same box. A prompt of which no mask is
+left is not answered. Non-maximum suppression has the last word, as ever.
 """
 
 from collections.abc import Iterator
@@ -18,100 +18,144 @@ from rerun_loader_sam.engine.parallel import Cores
 from rerun_loader_sam.engine.prompting import Candidate, EmbeddedCrop
 from rerun_loader_sam.masks import Mask
 
-# Candidates that are made in one round, and by one core at a time.
-_ROUND = 64
-_TOGETHER = 4
+# Points that are answered roughly together for one that is answered in full, and prompts that a core answers at once.
+_ROUGH_TOGETHER = 4
+_TOGETHER = 8
 
-# IoU of two sketches above which the worse mask is the better one again; sketches of fewer tokens say too little.
-_ALIKE = 0.88
-_ALIKE_TO_DUPLICATE = 0.98
-_LEAST_AREA = 16
+# How far below the filter of predicted IoU a rough one may be.
+_FILTER_MARGIN = 0.05
+
+# A mask is left out for one that is better by this margin, if both sketches and the boxes of both sketches have such
+# an IoU. The margin is one or two standard deviations of the rough predicted IoU.
+_MARGIN = 0.03
+_ALIKE = 0.7
+_ALIKE_BOX = 0.9
 
 
 def adaptive_masks(
-    embedded: EmbeddedCrop, batches: list[Floats], cores: Cores, box_nms_thresh: float
+    embedded: EmbeddedCrop, points_xy: Floats, batch_size: int, cores: Cores, box_nms_thresh: float
 ) -> Iterator[tuple[int, list[Mask]]]:
     """How many prompts are done with and the masks that pass the filters, step by step.
 
     Args:
-        embedded: The crop.
-        batches: All points, in pixels of the crop, (P, 2) each.
+        embedded: The crop; it has to be able to estimate.
+        points_xy: In pixels of the crop, (P, 2).
+        batch_size: Prompts that are decoded at once in full.
         cores: Who works.
         box_nms_thresh: IoU of boxes above which the worse of two masks is a duplicate.
     """
     candidates: list[Candidate] = []
-    for batch, found in zip(batches, cores.in_order(embedded.estimate, batches), strict=True):
+    size = _ROUGH_TOGETHER * batch_size
+    batches = [points_xy[start : start + size] for start in range(0, len(points_xy), size)]
+    for batch, found in zip(batches, cores.in_order(lambda some: embedded.estimate(some, _FILTER_MARGIN), batches), strict=True):
         candidates += found
-        yield len(batch), []
-    candidates.sort(key=lambda candidate: -candidate.predicted_iou)
+        yield len(batch) - len({tuple(candidate.point_xy) for candidate in found}), []
     contest = _Contest(candidates, box_nms_thresh)
-    while len(chosen := contest.next_round()):
-        parts = [chosen[start : start + _TOGETHER] for start in range(0, len(chosen), _TOGETHER)]
-        work = ([candidates[i] for i in part] for part in parts)
-        for part, masks in zip(parts, cores.in_order(embedded.realise, work), strict=True):
-            for index, mask in zip(part, masks, strict=True):
-                contest.decide(index, mask)
-            yield 0, [mask for mask in masks if mask is not None]
+    chosen: list[list[int]] = []
+    n_open = contest.n_open_prompts
+
+    def work() -> Iterator[list[Candidate]]:
+        while (batch := contest.next_batch(min(batch_size, _TOGETHER))) is not None:
+            chosen.append(batch)
+            yield [contest.candidates[i] for i in batch]
+
+    for masks in cores.in_order(embedded.realise, work()):
+        contest.decide(dict(zip(chosen.pop(0), masks, strict=True)))
+        yield n_open - contest.n_open_prompts, [mask for mask in masks if mask is not None]
+        n_open = contest.n_open_prompts
 
 
 class _Contest:
     """Which candidates are worth making, the best first.
 
     Args:
-        candidates: Best first.
+        candidates: Of all prompts.
         box_nms_thresh: See `adaptive_masks`.
     """
 
     def __init__(self, candidates: list[Candidate], box_nms_thresh: float) -> None:
-        sketches = [candidate.sketch for candidate in candidates]
-        self._sketches = np.stack(sketches) if sketches else np.zeros((0, 0), bool)
-        self._areas = self._sketches.sum(1)
-        self._open = np.ones(len(candidates), bool)
+        self.candidates = sorted(candidates, key=lambda candidate: -candidate.predicted_iou)
         self._box_nms_thresh = box_nms_thresh
-        self._kept = np.zeros((0, 4))
+        self._scores = np.array([candidate.predicted_iou for candidate in self.candidates])
+        sketches = [candidate.sketch for candidate in self.candidates]
+        self._sketches = np.stack(sketches) if sketches else np.zeros((0, 0, 0), bool)
+        self._areas = self._sketches.sum((1, 2))
+        self._boxes = _boxes_xyxy(self._sketches)
+        self._of_prompt: dict[tuple[float, ...], list[int]] = {}
+        for index, candidate in enumerate(self.candidates):
+            self._of_prompt.setdefault(tuple(candidate.point_xy), []).append(index)
+        self._open = np.ones(len(self.candidates), bool)
+        # Candidates in the making, and how many of them each candidate waits for because it is like them.
+        self._like: dict[int, npt.NDArray[np.int64]] = {}
+        self._waiting = np.zeros(len(self.candidates), int)
+        self._kept_boxes = np.zeros((0, 4))
+        self._kept_scores = np.zeros(0)
 
-    def next_round(self) -> list[int]:
-        """Candidates to be made now: of those still open the best, no two of them alike."""
+    @property
+    def n_open_prompts(self) -> int:
+        """Prompts that may still be answered or are being answered."""
+        pending = self._open.copy()
+        pending[list(self._like)] = True
+        return len({tuple(self.candidates[i].point_xy) for i in np.flatnonzero(pending)})
+
+    def next_batch(self, n_prompts: int) -> list[int] | None:
+        """All open candidates of the best prompts, none of which is led by a mask that is like one in the making.
+
+        Empty if all that are left wait for answers, None if none are left.
+        """
+        if not self._open.any():
+            return None
         chosen: list[int] = []
-        waiting = np.zeros(len(self._open), bool)
-        for index in np.flatnonzero(self._open).tolist():
-            if waiting[index]:
-                continue
-            chosen.append(index)
-            if len(chosen) == _ROUND:
+        for _ in range(n_prompts):
+            free = np.flatnonzero(self._open & (self._waiting == 0))
+            if not len(free):
                 break
-            waiting[self._like(index, self._open & ~waiting, _ALIKE)] = True
-        self._open[chosen] = False
+            together = [i for i in self._of_prompt[tuple(self.candidates[free[0]].point_xy)] if self._open[i]]
+            self._open[together] = False
+            for index in together:
+                self._like[index] = self._alike(index)
+                self._waiting[self._like[index]] += 1
+            chosen += together
         return chosen
 
-    def decide(self, index: int, mask: Mask | None) -> None:
-        """A made candidate puts those out of the contest that are like it, if it is there to stand for them.
+    def decide(self, made: dict[int, Mask | None]) -> None:
+        """Let the made masks of a batch stand for the worse ones that are like them.
 
-        One that did not pass the filters (None) is not. One that is itself a duplicate by its box tells as much of
-        those that are hardly different from it.
+        Those that did not pass the filters (None) or are themselves duplicates by their box do not.
         """
-        if mask is None:
-            return
-        x, y, width, height = mask.bbox_xywh
-        box = np.array([[x, y, x + width, y + height]])
-        alike = _ALIKE_TO_DUPLICATE
-        if not np.any(_box_iou(self._kept, box) > self._box_nms_thresh):
-            self._kept = np.concatenate((self._kept, box))
-            alike = _ALIKE
-        self._open[self._like(index, self._open, alike)] = False
+        for index, mask in made.items():
+            like = self._like.pop(index)
+            self._waiting[like] -= 1
+            if mask is None:
+                continue
+            x, y, width, height = mask.bbox_xywh
+            box = np.array([[x, y, x + width, y + height]])
+            better = self._kept_boxes[self._kept_scores >= mask.predicted_iou]
+            if np.any(_box_iou(better, box) > self._box_nms_thresh):
+                continue
+            self._kept_boxes = np.concatenate((self._kept_boxes, box))
+            self._kept_scores = np.append(self._kept_scores, mask.predicted_iou)
+            self._open[like[self._scores[like] < mask.predicted_iou - _MARGIN]] = False
 
-    def _like(self, index: int, among: npt.NDArray[np.bool_], alike: float) -> npt.NDArray[np.int64]:
-        """Worse candidates whose sketch is nearly the same."""
+    def _alike(self, index: int) -> npt.NDArray[np.int64]:
+        """Open candidates whose sketch is nearly the same."""
         area = self._areas[index]
-        if area < _LEAST_AREA:
-            return np.zeros(0, np.int64)
         # Two masks cannot overlap by more than the smaller one: most need not be compared.
-        similar = among & (np.minimum(self._areas, area) >= alike * np.maximum(self._areas, area))
-        similar[: index + 1] = False
+        similar = self._open & (np.minimum(self._areas, area) > _ALIKE * np.maximum(self._areas, area))
+        similar &= _box_iou(self._boxes, self._boxes[index : index + 1]) > _ALIKE_BOX
         others = np.flatnonzero(similar)
-        shared = np.count_nonzero(self._sketches[others] & self._sketches[index], axis=1)
-        found: npt.NDArray[np.int64] = others[shared >= alike * (self._areas[others] + area - shared)]
+        shared = np.count_nonzero(self._sketches[others] & self._sketches[index], axis=(1, 2))
+        found: npt.NDArray[np.int64] = others[shared > _ALIKE * (self._areas[others] + area - shared)]
         return found
+
+
+def _boxes_xyxy(sketches: npt.NDArray[np.bool_]) -> Floats:
+    """Boxes around bool (n, h, w) masks, (n, 4); the last row and column are not in them."""
+    sides = []
+    for filled in (sketches.any(1), sketches.any(2)):
+        sides.append((filled.argmax(1), filled.shape[1] - filled[:, ::-1].argmax(1)))
+    (x0, x1), (y0, y1) = sides
+    return np.stack([x0, y0, x1, y1], 1).astype(np.float64)
 
 
 def _box_iou(boxes_xyxy: Floats, box_xyxy: Floats) -> Floats:

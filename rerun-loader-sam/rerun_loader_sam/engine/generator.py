@@ -65,8 +65,9 @@ class AutomaticMaskGenerator:
         min_mask_region_area: Smaller holes are filled and smaller islands removed, in pixels; 0 does neither.
         output_mode: What `generate` gives as `segmentation`: `binary_mask` (bool, H x W), `uncompressed_rle`
             or `coco_rle` (needs pycocotools).
-        strategy: `exhaustive` asks every point of the grid and gives upstream's masks. `adaptive` leaves out
-            points that a confident mask answers already.
+        strategy: `exhaustive` asks every point of the grid and gives upstream's masks. `adaptive` asks every point
+            roughly and makes only the masks that no better one stands for (a model whose decoder is not Meta's has
+            no rough answers: all its points are asked).
 
     Raises:
         ValueError: An argument is none of the above.
@@ -193,10 +194,10 @@ class AutomaticMaskGenerator:
         if embedding.device.type == "cpu":
             tokens = embedding.shape[-2] * embedding.shape[-1]
             size = min(size, _MAX_CPU_BATCH, max(_CPU_BATCH_TOKENS // tokens, 1))
-        batches = [points[start : start + size] for start in range(0, len(points), size)]
-        if self.strategy == "adaptive":
-            yield from adaptive_masks(embedded, batches, cores, self.box_nms_thresh)
+        if self.strategy == "adaptive" and embedded.can_estimate:
+            yield from adaptive_masks(embedded, points, size, cores, self.box_nms_thresh)
             return
+        batches = [points[start : start + size] for start in range(0, len(points), size)]
         for batch, masks in zip(batches, cores.in_order(embedded.answer, batches), strict=True):
             yield len(batch), masks
 

@@ -1,6 +1,7 @@
 """From point prompts to filtered masks, for one embedded crop of an image."""
 
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -25,13 +26,13 @@ class Filters:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A mask that is known by its estimates only.
+    """A mask that is known roughly: what the decoder says of it with a quarter of the image's tokens.
 
     Attributes:
         point_xy: Its prompt, in pixels of the crop: float64, (2,).
         mask: Which of the prompt's masks it is.
-        predicted_iou: The model's own estimate of the mask's quality.
-        sketch: The mask as one pixel a token of the crop's embedding: bool, flat.
+        predicted_iou: The model's own estimate of the mask's quality, roughly.
+        sketch: The mask as one pixel for each of these tokens: bool, (h, w).
     """
 
     point_xy: Floats
@@ -50,6 +51,9 @@ class EmbeddedCrop:
         image_hw: The whole image's size.
         filters: What masks have to pass.
         folded: Whether the fast decoder may be used; the plain one serves models that it does not fit.
+
+    Attributes:
+        can_estimate: Whether `estimate` may be called; the plain decoder has nothing cheaper than its answers.
     """
 
     def __init__(
@@ -70,8 +74,11 @@ class EmbeddedCrop:
         self._filters = filters
         self._scale = np.array([input_hw[1] / crop.size_hw[1], input_hw[0] / crop.size_hw[0]])
         self._decoder: FoldedPrompts | ReferenceImage
-        if folded and can_fold(sam):
-            self._decoder = FoldedDecoder(sam).with_image(embedding, input_hw)
+        self.can_estimate: bool = folded and can_fold(sam)
+        if self.can_estimate:
+            decoder = FoldedDecoder(sam)
+            self._decoder = decoder.with_image(embedding, input_hw)
+            self._rough = decoder.with_thinned_image(embedding, input_hw)
         else:
             self._decoder = ReferenceImage(sam, embedding)
         self._threshold: float = sam.mask_threshold
@@ -97,39 +104,52 @@ class EmbeddedCrop:
         ]
 
     @torch.no_grad()
-    def estimate(self, points_xy: Floats) -> list[Candidate]:
-        """The masks that pass the filter of predicted IoU, unseen but for a sketch."""
-        prediction, wanted = self._predict(points_xy)
+    def estimate(self, points_xy: Floats, margin: float) -> list[Candidate]:
+        """The masks whose predicted IoU seems to pass the filter.
+
+        Args:
+            points_xy: (P, 2), in pixels of the crop.
+            margin: How far below the filter a rough predicted IoU may be.
+        """
+        prediction = self._rough.predict(self._as_input(points_xy))
+        scores = prediction.predicted_iou.tolist()
         candidates: list[Candidate] = []
-        for prompt, masks in enumerate(wanted):
-            if not masks:
-                continue
-            for mask, logits in zip(masks, prediction.coarse_logits(prompt, masks).cpu(), strict=True):
-                sketch: Bools = (logits > self._threshold).flatten().numpy()
-                score = float(prediction.predicted_iou[prompt, mask])
-                candidates.append(Candidate(points_xy[prompt], mask, score, sketch))
+        for prompt, (point, row) in enumerate(zip(points_xy, scores, strict=True)):
+            masks = self._passing(row, margin)
+            if masks:
+                sketches = (prediction.coarse_logits(prompt, masks) > self._threshold).cpu().numpy()
+                candidates += [
+                    Candidate(point, mask, row[mask], sketch) for mask, sketch in zip(masks, sketches, strict=True)
+                ]
         return candidates
 
     @torch.no_grad()
     def realise(self, candidates: list[Candidate]) -> list[Mask | None]:
-        """The masks of candidates; None for those that do not pass the other filters."""
-        # Masks of one prompt share its costs.
-        points, prompts = np.unique(
-            np.stack([candidate.point_xy for candidate in candidates]), axis=0, return_inverse=True
-        )
-        prediction, _ = self._predict(points)
-        return [
-            self._trace(prediction, prompt, [candidate.mask], candidate.point_xy)[0]
-            for prompt, candidate in zip(prompts.reshape(-1).tolist(), candidates, strict=True)
-        ]
+        """The masks of candidates, those of a prompt one after another; None for those that pass not all filters."""
+        groups = [list(group) for _, group in groupby(candidates, key=lambda candidate: tuple(candidate.point_xy))]
+        if not groups:
+            return []
+        points = np.stack([group[0].point_xy for group in groups])
+        prediction, passing = self._predict(points)
+        found: list[Mask | None] = []
+        for prompt, group in enumerate(groups):
+            masks = [candidate.mask for candidate in group if candidate.mask in passing[prompt]]
+            traced = iter(self._trace(prediction, prompt, masks, points[prompt]) if masks else [])
+            found += [next(traced) if candidate.mask in masks else None for candidate in group]
+        return found
 
     def _predict(self, points_xy: Floats) -> tuple[FoldedPrediction | ReferencePrediction, list[list[int]]]:
         """What the decoder says of points, and which masks of each pass the filter of predicted IoU."""
-        points = torch.from_numpy((points_xy * self._scale).astype(np.float32)).to(self.device)
-        prediction = self._decoder.predict(points)
+        prediction = self._decoder.predict(self._as_input(points_xy))
+        return prediction, [self._passing(row) for row in prediction.predicted_iou.tolist()]
+
+    def _as_input(self, points_xy: Floats) -> Tensor:
+        return torch.from_numpy((points_xy * self._scale).astype(np.float32)).to(self.device)
+
+    def _passing(self, scores: list[float], margin: float = 0.0) -> list[int]:
+        """Which of a prompt's masks pass the filter of predicted IoU."""
         least = self._filters.pred_iou_thresh
-        scores: list[list[float]] = prediction.predicted_iou.tolist()
-        return prediction, [[i for i, score in enumerate(row) if least <= 0 or score > least] for row in scores]
+        return [i for i, score in enumerate(scores) if least <= 0 or score > least - margin]
 
     def _trace(
         self, prediction: FoldedPrediction | ReferencePrediction, prompt: int, masks: list[int], point_xy: Floats

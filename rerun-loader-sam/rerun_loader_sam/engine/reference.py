@@ -20,10 +20,6 @@ class ReferencePrediction:
         """Logits of chosen masks of one prompt, (len(masks), h, w)."""
         return self.logits[prompt, masks]
 
-    def coarse_logits(self, prompt: int, masks: list[int]) -> torch.Tensor:
-        """Every fourth of these logits either way, from the third on."""
-        return self.logits[prompt, masks, 2::4, 2::4]
-
 
 class ReferenceImage:
     """An embedded image that answers point prompts through `Sam`'s own modules."""
