@@ -3,19 +3,21 @@
 Of the masks that a grid of prompts gives, nearly all end as duplicates of a better one. Leaving out prompts by where
 they lie loses masks: the best view of an object comes from one prompt among dozens that hit it, and nothing tells
 which before the model has answered. So every prompt is answered roughly, with a quarter of the image's tokens: that
-gives its predicted IoU to about 0.02 and a sketch of each mask. Then prompts are answered in full, the best first, and
-a mask is left out when a better one is there that looks the same and fills the same box. A prompt of which no mask is
-left is not answered. Non-maximum suppression has the last word, as ever.
+gives its predicted IoU to about 0.02 and a sketch of each mask. Then prompts are answered in full, the best first. A
+mask is left out when a better one is there that looks the same and fills the same box, and a prompt of which no mask
+is left is not answered. Non-maximum suppression has the last word, as ever.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from rerun_loader_sam.engine.geometry import Floats
 from rerun_loader_sam.engine.parallel import Cores
-from rerun_loader_sam.engine.prompting import Candidate, EmbeddedCrop
+from rerun_loader_sam.engine.prompting import Candidate, EmbeddedCrop, Made, Needless
 from rerun_loader_sam.masks import Mask
 
 # Points that are answered roughly together for one that is answered in full, and prompts that a core answers at once.
@@ -24,6 +26,9 @@ _TOGETHER = 8
 
 # How far below the filter of predicted IoU a rough one may be.
 _FILTER_MARGIN = 0.05
+
+# How much more than the threshold boxes must overlap that are known to half a logit only.
+_BOX_SLACK = 0.1
 
 # A mask is left out for one that is better by this margin, if both sketches and the boxes of both sketches have such
 # an IoU. The margin is one or two standard deviations of the rough predicted IoU.
@@ -47,22 +52,36 @@ def adaptive_masks(
     candidates: list[Candidate] = []
     size = _ROUGH_TOGETHER * batch_size
     batches = [points_xy[start : start + size] for start in range(0, len(points_xy), size)]
-    for batch, found in zip(batches, cores.in_order(lambda some: embedded.estimate(some, _FILTER_MARGIN), batches), strict=True):
+    estimates = cores.in_order(lambda some: embedded.estimate(some, _FILTER_MARGIN), batches)
+    for batch, found in zip(batches, estimates, strict=True):
         candidates += found
         yield len(batch) - len({tuple(candidate.point_xy) for candidate in found}), []
     contest = _Contest(candidates, box_nms_thresh)
     chosen: list[list[int]] = []
-    n_open = contest.n_open_prompts
+    n_done = 0
 
-    def work() -> Iterator[list[Candidate]]:
+    def work() -> Iterator[Callable[[], list[Made]]]:
         while (batch := contest.next_batch(min(batch_size, _TOGETHER))) is not None:
             chosen.append(batch)
-            yield [contest.candidates[i] for i in batch]
+            # What is kept now decides, not what will be when a core is free: runs give the same masks every time.
+            is_needless = partial(_suppresses, list(contest.kept), box_nms_thresh + _BOX_SLACK)
+            yield partial(embedded.realise, [contest.candidates[i] for i in batch], is_needless)
 
-    for masks in cores.in_order(embedded.realise, work()):
+    for masks in cores.in_order(lambda realise: realise(), work()):
         contest.decide(dict(zip(chosen.pop(0), masks, strict=True)))
-        yield n_open - contest.n_open_prompts, [mask for mask in masks if mask is not None]
-        n_open = contest.n_open_prompts
+        # Prompts come back when the mask that stood for theirs turns out to be a duplicate itself.
+        newly_done = max(contest.n_prompts - contest.n_open_prompts - n_done, 0)
+        n_done += newly_done
+        yield newly_done, [mask for mask in masks if isinstance(mask, Mask)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A mask that is no duplicate so far, and the candidates that are left out because of it."""
+
+    box_xyxy: Floats
+    score: float
+    left_out: list[int]
 
 
 class _Contest:
@@ -75,7 +94,6 @@ class _Contest:
 
     def __init__(self, candidates: list[Candidate], box_nms_thresh: float) -> None:
         self.candidates = sorted(candidates, key=lambda candidate: -candidate.predicted_iou)
-        self._box_nms_thresh = box_nms_thresh
         self._scores = np.array([candidate.predicted_iou for candidate in self.candidates])
         sketches = [candidate.sketch for candidate in self.candidates]
         self._sketches = np.stack(sketches) if sketches else np.zeros((0, 0, 0), bool)
@@ -88,8 +106,13 @@ class _Contest:
         # Candidates in the making, and how many of them each candidate waits for because it is like them.
         self._like: dict[int, npt.NDArray[np.int64]] = {}
         self._waiting = np.zeros(len(self.candidates), int)
-        self._kept_boxes = np.zeros((0, 4))
-        self._kept_scores = np.zeros(0)
+        self._box_nms_thresh = box_nms_thresh
+        self.kept: list[_Kept] = []
+
+    @property
+    def n_prompts(self) -> int:
+        """Prompts that have candidates."""
+        return len(self._of_prompt)
 
     @property
     def n_open_prompts(self) -> int:
@@ -118,7 +141,7 @@ class _Contest:
             chosen += together
         return chosen
 
-    def decide(self, made: dict[int, Mask | None]) -> None:
+    def decide(self, made: dict[int, Made]) -> None:
         """Let the made masks of a batch stand for the worse ones that are like them.
 
         Those that did not pass the filters (None) or are themselves duplicates by their box do not.
@@ -126,16 +149,31 @@ class _Contest:
         for index, mask in made.items():
             like = self._like.pop(index)
             self._waiting[like] -= 1
-            if mask is None:
-                continue
-            x, y, width, height = mask.bbox_xywh
-            box = np.array([[x, y, x + width, y + height]])
-            better = self._kept_boxes[self._kept_scores >= mask.predicted_iou]
-            if np.any(_box_iou(better, box) > self._box_nms_thresh):
-                continue
-            self._kept_boxes = np.concatenate((self._kept_boxes, box))
-            self._kept_scores = np.append(self._kept_scores, mask.predicted_iou)
-            self._open[like[self._scores[like] < mask.predicted_iou - _MARGIN]] = False
+            if isinstance(mask, Needless):
+                by = _suppresses(self.kept, self._box_nms_thresh, mask.box_xyxy, mask.predicted_iou)
+                self._leave_out(by, np.array([index]))
+            elif mask is not None:
+                x, y, width, height = mask.bbox_xywh
+                box = np.array([[x, y, x + width, y + height]])
+                if not _suppresses(self.kept, self._box_nms_thresh, box, mask.predicted_iou):
+                    kept = _Kept(box, mask.predicted_iou, [])
+                    self._keep(kept)
+                    worse = like[self._scores[like] < mask.predicted_iou - _MARGIN]
+                    self._leave_out(kept, worse[self._open[worse]])
+
+    def _keep(self, mask: _Kept) -> None:
+        """Take a mask among those that are kept; worse ones that it suppresses stand for nothing any more."""
+        overlaps = [_box_iou(other.box_xyxy, mask.box_xyxy)[0] > self._box_nms_thresh for other in self.kept]
+        for other, is_suppressed in zip(self.kept, overlaps, strict=True):
+            if is_suppressed:
+                self._open[other.left_out] = True
+        self.kept = [other for other, gone in zip(self.kept, overlaps, strict=True) if not gone] + [mask]
+
+    def _leave_out(self, by: _Kept | None, indices: npt.NDArray[np.int64]) -> None:
+        """Candidates that `by` stands for are not open, those that nothing stands for are."""
+        self._open[indices] = by is None
+        if by is not None:
+            by.left_out.extend(indices.tolist())
 
     def _alike(self, index: int) -> npt.NDArray[np.int64]:
         """Open candidates whose sketch is nearly the same."""
@@ -147,6 +185,16 @@ class _Contest:
         shared = np.count_nonzero(self._sketches[others] & self._sketches[index], axis=(1, 2))
         found: npt.NDArray[np.int64] = others[shared > _ALIKE * (self._areas[others] + area - shared)]
         return found
+
+
+def _suppresses(kept: list[_Kept], threshold: float, box_xyxy: Floats, score: float) -> _Kept | None:
+    """Which of the better masks has a box that overlaps a box, (1, 4), by more than the threshold; None of them?"""
+    better = [mask for mask in kept if mask.score >= score]
+    if not better:
+        return None
+    ious = _box_iou(np.concatenate([mask.box_xyxy for mask in better]), box_xyxy)
+    best = int(ious.argmax())
+    return better[best] if ious[best] > threshold else None
 
 
 def _boxes_xyxy(sketches: npt.NDArray[np.bool_]) -> Floats:

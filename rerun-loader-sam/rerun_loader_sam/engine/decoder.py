@@ -42,7 +42,9 @@ class FoldedDecoder:
             input_hw: The image's size as the model sees it, without padding: no logits are made beyond it.
         """
         tokens, positions = self._tokens(embedding)
-        return self._folded(tokens.flatten(0, 1), positions.flatten(0, 1), (embedding.shape[-2], embedding.shape[-1]), input_hw)
+        return self._folded(
+            tokens.flatten(0, 1), positions.flatten(0, 1), (embedding.shape[-2], embedding.shape[-1]), input_hw
+        )
 
     def with_thinned_image(self, embedding: Tensor, input_hw: tuple[int, int]) -> "FoldedPrompts":
         """The same with a quarter of the image's tokens: rough answers for a fraction of the cost.
@@ -57,7 +59,9 @@ class FoldedDecoder:
             )
             for grid in self._tokens(embedding)
         )
-        return self._folded(tokens.flatten(0, 1), positions.flatten(0, 1), (tokens.shape[0], tokens.shape[1]), input_hw)
+        return self._folded(
+            tokens.flatten(0, 1), positions.flatten(0, 1), (tokens.shape[0], tokens.shape[1]), input_hw
+        )
 
     def _tokens(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
         """The image's tokens and their positional encoding, (h, w, C) each."""

@@ -1,5 +1,6 @@
 """From point prompts to filtered masks, for one embedded crop of an image."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -39,6 +40,19 @@ class Candidate:
     mask: int
     predicted_iou: float
     sketch: Bools
+
+
+@dataclass(frozen=True, slots=True)
+class Needless:
+    """A mask that was not made for its box, (1, 4), XYXY in pixels of the image, known to about half a logit."""
+
+    box_xyxy: Floats
+    predicted_iou: float
+
+
+IsNeedless = Callable[[Floats, float], object]
+Made = Mask | Needless | None
+"""A candidate once it was answered in full; None if it passes not all filters."""
 
 
 class EmbeddedCrop:
@@ -100,7 +114,7 @@ class EmbeddedCrop:
             for prompt, masks in enumerate(wanted)
             if masks
             for found in self._trace(prediction, prompt, masks, points_xy[prompt])
-            if found is not None
+            if isinstance(found, Mask)
         ]
 
     @torch.no_grad()
@@ -124,17 +138,22 @@ class EmbeddedCrop:
         return candidates
 
     @torch.no_grad()
-    def realise(self, candidates: list[Candidate]) -> list[Mask | None]:
-        """The masks of candidates, those of a prompt one after another; None for those that pass not all filters."""
+    def realise(self, candidates: list[Candidate], is_needless: IsNeedless) -> list[Made]:
+        """The masks of candidates, those of a prompt one after another.
+
+        Args:
+            candidates: What `estimate` gave.
+            is_needless: Whether a mask with that box (as `Needless` has it) and predicted IoU need not be made.
+        """
         groups = [list(group) for _, group in groupby(candidates, key=lambda candidate: tuple(candidate.point_xy))]
         if not groups:
             return []
         points = np.stack([group[0].point_xy for group in groups])
         prediction, passing = self._predict(points)
-        found: list[Mask | None] = []
+        found: list[Made] = []
         for prompt, group in enumerate(groups):
             masks = [candidate.mask for candidate in group if candidate.mask in passing[prompt]]
-            traced = iter(self._trace(prediction, prompt, masks, points[prompt]) if masks else [])
+            traced = iter(self._trace(prediction, prompt, masks, points[prompt], is_needless) if masks else [])
             found += [next(traced) if candidate.mask in masks else None for candidate in group]
         return found
 
@@ -152,12 +171,23 @@ class EmbeddedCrop:
         return [i for i, score in enumerate(scores) if least <= 0 or score > least - margin]
 
     def _trace(
-        self, prediction: FoldedPrediction | ReferencePrediction, prompt: int, masks: list[int], point_xy: Floats
-    ) -> list[Mask | None]:
+        self,
+        prediction: FoldedPrediction | ReferencePrediction,
+        prompt: int,
+        masks: list[int],
+        point_xy: Floats,
+        is_needless: IsNeedless | None = None,
+    ) -> list[Made]:
         x0, y0, _, _ = self._crop.box_xyxy
         x, y = point_xy.tolist()
-        found: list[Mask | None] = []
+        found: list[Made] = []
         for mask, logits in zip(masks, prediction.low_res_logits(prompt, masks).cpu(), strict=True):
+            predicted_iou = float(prediction.predicted_iou[prompt, mask])
+            if is_needless is not None:
+                box_xyxy = self._tracer.rough_box(logits)
+                if is_needless(box_xyxy, predicted_iou):
+                    found.append(Needless(box_xyxy, predicted_iou))
+                    continue
             stability, outline = self._tracer.trace(logits, self._filters.stability_score_thresh)
             if outline is None or is_cut_off(outline.box_xyxy, self._crop, self._image_hw):
                 found.append(None)
@@ -169,7 +199,7 @@ class EmbeddedCrop:
                     rle_counts=outline.rle_counts,
                     bbox_xywh=(float(left), float(top), float(right - left), float(bottom - top)),
                     area=outline.area,
-                    predicted_iou=float(prediction.predicted_iou[prompt, mask]),
+                    predicted_iou=predicted_iou,
                     stability_score=stability,
                     point_xy=(x + x0, y + y0),
                     crop_box_xywh=self._crop.box_xywh,

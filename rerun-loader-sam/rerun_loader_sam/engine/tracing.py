@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as nn_functional
 from torch import Tensor
 
-from rerun_loader_sam.engine.geometry import Box, Crop, model_input_hw
+from rerun_loader_sam.engine.geometry import Box, Crop, Floats, model_input_hw
 from rerun_loader_sam.masks import Counts, box_xyxy_of_rle
 
 # Columns at a time: more of them make the products larger than their band needs, fewer make too many calls.
@@ -85,6 +85,21 @@ class Tracer:
         self._at_knots = height > input_h
         self._rows = _axis(logits_per_side, long_side, input_h, input_h if self._at_knots else height)
         self._rows_per_pixel = input_h / height
+        half = long_side / logits_per_side / 2
+        self._pixels_per_half_logit = (half * width / input_w, half * height / input_h)
+
+    def rough_box(self, logits: Tensor) -> Floats:
+        """The mask's box in pixels of the image to about half a logit, (1, 4), XYXY; zeros for an empty mask."""
+        # A single logit above the threshold may be no pixel above it: only interpolation shows that.
+        between = nn_functional.interpolate(logits[None, None], scale_factor=2, mode="bilinear", align_corners=False)
+        inside = (between[0, 0] > self._threshold).numpy()
+        sides = np.zeros((2, 2))
+        for axis, pixels in enumerate(self._pixels_per_half_logit):
+            filled = np.flatnonzero(inside.any(axis))
+            if len(filled) == 0:
+                return np.zeros((1, 4))
+            sides[:, axis] = (filled[[0, -1]] + 0.5) * pixels - 0.5 + self._crop.box_xyxy[axis]
+        return sides.reshape(1, 4)
 
     def trace(self, logits: Tensor, min_stability: float) -> tuple[float, Outline | None]:
         """The mask's stability score and, where that suffices, its pixels.
