@@ -124,9 +124,9 @@ class _Contest:
     def next_batch(self, n_prompts: int) -> list[int] | None:
         """All open candidates of the best prompts, none of which is led by a mask that is like one in the making.
 
-        Empty if all that are left wait for answers, None if none are left.
+        Empty if what is left hangs on answers that are to come, None if nothing is left.
         """
-        if not self._open.any():
+        if not self._open.any() and not self._like:
             return None
         chosen: list[int] = []
         for _ in range(n_prompts):
@@ -163,11 +163,13 @@ class _Contest:
 
     def _keep(self, mask: _Kept) -> None:
         """Take a mask among those that are kept; worse ones that it suppresses stand for nothing any more."""
-        overlaps = [_box_iou(other.box_xyxy, mask.box_xyxy)[0] > self._box_nms_thresh for other in self.kept]
-        for other, is_suppressed in zip(self.kept, overlaps, strict=True):
-            if is_suppressed:
+        still_kept = [mask]
+        for other in self.kept:
+            if _suppresses([mask], self._box_nms_thresh, other.box_xyxy, other.score):
                 self._open[other.left_out] = True
-        self.kept = [other for other, gone in zip(self.kept, overlaps, strict=True) if not gone] + [mask]
+            else:
+                still_kept.append(other)
+        self.kept = still_kept
 
     def _leave_out(self, by: _Kept | None, indices: npt.NDArray[np.int64]) -> None:
         """Candidates that `by` stands for are not open, those that nothing stands for are."""
@@ -180,7 +182,7 @@ class _Contest:
         area = self._areas[index]
         # Two masks cannot overlap by more than the smaller one: most need not be compared.
         similar = self._open & (np.minimum(self._areas, area) > _ALIKE * np.maximum(self._areas, area))
-        similar &= _box_iou(self._boxes, self._boxes[index : index + 1]) > _ALIKE_BOX
+        similar &= _box_iou(self._boxes, self._boxes[index : index + 1]) > max(_ALIKE_BOX, self._box_nms_thresh)
         others = np.flatnonzero(similar)
         shared = np.count_nonzero(self._sketches[others] & self._sketches[index], axis=(1, 2))
         found: npt.NDArray[np.int64] = others[shared > _ALIKE * (self._areas[others] + area - shared)]
@@ -199,10 +201,8 @@ def _suppresses(kept: list[_Kept], threshold: float, box_xyxy: Floats, score: fl
 
 def _boxes_xyxy(sketches: npt.NDArray[np.bool_]) -> Floats:
     """Boxes around bool (n, h, w) masks, (n, 4); the last row and column are not in them."""
-    sides = []
-    for filled in (sketches.any(1), sketches.any(2)):
-        sides.append((filled.argmax(1), filled.shape[1] - filled[:, ::-1].argmax(1)))
-    (x0, x1), (y0, y1) = sides
+    columns, rows = np.asarray(sketches.any(1)), np.asarray(sketches.any(2))
+    (x0, x1), (y0, y1) = ((line.argmax(1), line.shape[1] - line[:, ::-1].argmax(1)) for line in (columns, rows))
     return np.stack([x0, y0, x1, y1], 1).astype(np.float64)
 
 
