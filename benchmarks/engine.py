@@ -3,6 +3,7 @@
     python benchmarks/engine.py                      # nano on photographs, then vit_b with random weights
     python benchmarks/engine.py --case vit_b --json
     python benchmarks/engine.py --case nano --image a.jpg b.jpg
+    python benchmarks/engine.py --case vit_b --megapixels 12 --points-per-side 6 --runs exhaustive   # memory
 
 Every measurement is a process of its own, one after another. `allocator` means that glibc keeps freed memory
 (`rerun_loader_sam.allocator`). CPU seconds are those of all threads; on a machine that does other things too they say
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("--case", choices=("nano", "vit_b", "both"), default="both")
     parser.add_argument("--checkpoint", default="nano", help="for the case nano: another checkpoint")
     parser.add_argument("--image", nargs="*", help="image files (default: photographs that scikit-image ships)")
+    parser.add_argument("--megapixels", type=float, help="resize the images to this first")
     parser.add_argument("--points-per-side", type=int, default=32)
     parser.add_argument("--runs", nargs="*", choices=RUNS, help="default: all; without adaptive for vit_b")
     parser.add_argument("--set", nargs="*", default=[], metavar="PARAMETER=NUMBER", help="more generator parameters")
@@ -72,7 +74,8 @@ def main() -> None:
         # With no duplicates removed, nothing is left for the adaptive strategy to leave out.
         runs = arguments.runs or [run for run in RUNS if case == "nano" or not run.startswith("adaptive")]
         for image in images if case == "nano" else images[:1]:
-            results += compare(case, arguments.checkpoint, image, parameters, runs)
+            job = {"case": case, "checkpoint": arguments.checkpoint, "image": image, "parameters": parameters}
+            results += compare({**job, "megapixels": arguments.megapixels}, runs)
             if not arguments.json:
                 print_table(results[-len(runs) :])
     if arguments.json:
@@ -105,28 +108,26 @@ def generator_parameters(case: str, checkpoint: str) -> dict[str, float]:
     return {name: float(getattr(found, name)) for name in names}
 
 
-def compare(
-    case: str, checkpoint: str, image: str, parameters: dict[str, float], runs: list[str]
-) -> list[Measurement]:
-    """All runs of one image, each matched with the first upstream one."""
+def compare(common: dict[str, object], runs: list[str]) -> list[Measurement]:
+    """All runs of one image, each matched with the first upstream one; `common` is what `measure` needs to know."""
+    case, name = str(common["case"]), Path(str(common["image"])).name
     results: list[Measurement] = []
     reference: list[np.ndarray] | None = None
     for run in runs:
         with tempfile.TemporaryDirectory() as folder:
-            job = {"case": case, "checkpoint": checkpoint, "image": image, "parameters": parameters, "run": run}
-            job["out"] = str(Path(folder) / "masks.pickle")
+            job = {**common, "run": run, "out": str(Path(folder) / "masks.pickle")}
             environment = engine_env(os.environ) if run.endswith("allocator") else dict(os.environ)
-            print(f"{case} {Path(image).name} {run} ...", file=sys.stderr, flush=True)
+            print(f"{case} {name} {run} ...", file=sys.stderr, flush=True)
             command = [sys.executable, __file__, "--measure", json.dumps(job)]
             done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
             found = json.loads(done.stdout.splitlines()[-1])
-            size_hw, counts = pickle.loads(Path(job["out"]).read_bytes())  # noqa: S301  # our own child wrote it
+            size_hw, counts = pickle.loads(Path(str(job["out"])).read_bytes())  # noqa: S301  # our own child wrote it
         masks = [np.packbits(decode_rle(count, size_hw)) for count in counts]
         if run.startswith("upstream") and reference is None:
             reference = masks
         shares = (matched(reference, masks), matched(masks, reference)) if reference is not None else (np.nan, np.nan)
         size = f"{size_hw[1]}x{size_hw[0]}"
-        results.append(Measurement(case, Path(image).name, size, run, **found, masks=len(masks),
+        results.append(Measurement(case, name, size, run, **found, masks=len(masks),
                                    upstream_matched=shares[0], ours_matched=shares[1]))  # fmt: skip
     return results
 
@@ -159,7 +160,11 @@ def measure(job: dict[str, object]) -> None:
     from rerun_loader_sam import AutomaticMaskGenerator, load_model
 
     sam = random_vit_b() if job["case"] == "vit_b" else load_model(str(job["checkpoint"]))
-    image = np.asarray(Image.open(str(job["image"])).convert("RGB"))
+    picture = Image.open(str(job["image"])).convert("RGB")
+    if job["megapixels"] is not None:
+        scale = (float(str(job["megapixels"])) * 1e6 / (picture.width * picture.height)) ** 0.5
+        picture = picture.resize((round(picture.width * scale), round(picture.height * scale)))
+    image = np.asarray(picture)
     parameters = dict(job["parameters"])  # type: ignore[call-overload]
     parameters["points_per_side"] = int(parameters["points_per_side"])
     with torch.no_grad():
