@@ -102,6 +102,8 @@ class _Contest:
         self._of_prompt: dict[tuple[float, ...], list[int]] = {}
         for index, candidate in enumerate(self.candidates):
             self._of_prompt.setdefault(tuple(candidate.point_xy), []).append(index)
+        # Candidates are made, or open, or left out because of a mask that is kept.
+        self._made = np.zeros(len(self.candidates), bool)
         self._open = np.ones(len(self.candidates), bool)
         # Candidates in the making, and how many of them each candidate waits for because it is like them.
         self._like: dict[int, npt.NDArray[np.int64]] = {}
@@ -135,6 +137,7 @@ class _Contest:
                 break
             together = [i for i in self._of_prompt[tuple(self.candidates[free[0]].point_xy)] if self._open[i]]
             self._open[together] = False
+            self._made[together] = True
             for index in together:
                 self._like[index] = self._alike(index)
                 self._waiting[self._like[index]] += 1
@@ -150,6 +153,7 @@ class _Contest:
             like = self._like.pop(index)
             self._waiting[like] -= 1
             if isinstance(mask, Needless):
+                self._made[index] = False
                 by = _suppresses(self.kept, self._box_nms_thresh, mask.box_xyxy, mask.predicted_iou)
                 self._leave_out(by, np.array([index]))
             elif mask is not None:
@@ -178,10 +182,10 @@ class _Contest:
             by.left_out.extend(indices.tolist())
 
     def _alike(self, index: int) -> npt.NDArray[np.int64]:
-        """Open candidates whose sketch is nearly the same."""
+        """Candidates whose sketch is nearly the same, without those that are made."""
         area = self._areas[index]
         # Two masks cannot overlap by more than the smaller one: most need not be compared.
-        similar = self._open & (np.minimum(self._areas, area) > _ALIKE * np.maximum(self._areas, area))
+        similar = ~self._made & (np.minimum(self._areas, area) > _ALIKE * np.maximum(self._areas, area))
         similar &= _box_iou(self._boxes, self._boxes[index : index + 1]) > max(_ALIKE_BOX, self._box_nms_thresh)
         others = np.flatnonzero(similar)
         shared = np.count_nonzero(self._sketches[others] & self._sketches[index], axis=(1, 2))
