@@ -96,7 +96,7 @@ class _Contest:
         self.candidates = sorted(candidates, key=lambda candidate: -candidate.predicted_iou)
         self._scores = np.array([candidate.predicted_iou for candidate in self.candidates])
         sketches = [candidate.sketch for candidate in self.candidates]
-        self._sketches = np.stack(sketches) if sketches else np.zeros((0, 0, 0), bool)
+        self._sketches = np.stack(sketches) if sketches else np.zeros((0, 1, 1), bool)
         self._areas = self._sketches.sum((1, 2))
         self._boxes = _boxes_xyxy(self._sketches)
         self._of_prompt: dict[tuple[float, ...], list[int]] = {}
