@@ -1,11 +1,13 @@
 """Sams of all shapes with random weights, small enough to compare with upstream in moments."""
 
+from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
 
@@ -42,3 +44,15 @@ def smooth_image(height: int, width: int, seed: int = 0) -> npt.NDArray[np.uint8
     """An image of soft colour patches: uint8, (height, width, 3)."""
     patches = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     return np.array(Image.fromarray(patches).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def upstream_masks(
+    sam: Sam, image: npt.NDArray[np.uint8], parameters: Mapping[str, object]
+) -> list[dict[str, object]]:
+    """Upstream's, with one thread: at this size two would mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return SamAutomaticMaskGenerator(sam, **parameters).generate(image)  # type: ignore[no-any-return]
+    finally:
+        torch.set_num_threads(threads)

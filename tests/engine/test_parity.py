@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 import torch
-from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.modeling import Sam
-from small_sams import small_sam, smooth_image
+from small_sams import small_sam, smooth_image, upstream_masks
 
 from rerun_loader_sam import AutomaticMaskGenerator, load_model
 from rerun_loader_sam.masks import decode_rle
@@ -18,16 +17,6 @@ OPEN = {"points_per_side": 4, "pred_iou_thresh": 0.0, "stability_score_thresh": 
 @pytest.fixture(scope="module")
 def sam() -> Sam:
     return small_sam()
-
-
-def upstream_masks(sam: Sam, image: np.ndarray, parameters: Mapping[str, object]) -> list[dict[str, object]]:
-    """Upstream's, with one thread: at this size two would mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return SamAutomaticMaskGenerator(sam, **parameters).generate(image)  # type: ignore[no-any-return]
-    finally:
-        torch.set_num_threads(threads)
 
 
 def pixels(record: Mapping[str, object]) -> np.ndarray:

@@ -8,9 +8,8 @@ import threading
 import numpy as np
 import pytest
 import torch
-from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.modeling import Sam
-from small_sams import small_sam, smooth_image
+from small_sams import small_sam, smooth_image, upstream_masks
 
 from rerun_loader_sam import AutomaticMaskGenerator
 from rerun_loader_sam.allocator import engine_env
@@ -77,7 +76,7 @@ ADAPTIVE_CASES = [
 def test_adaptive_gives_upstreams_masks(sam: Sam, size: tuple[int, int], parameters: dict[str, float]) -> None:
     """With no duplicates to be removed nothing may be left out; what passes the filters roughly is let in."""
     image, both = smooth_image(*size), {**OPEN, "box_nms_thresh": 1.0, **parameters}
-    upstream = SamAutomaticMaskGenerator(sam, **both).generate(image)
+    upstream = upstream_masks(sam, image, both)
     found = AutomaticMaskGenerator(sam, **both, strategy="adaptive").generate(image)
     assert upstream
     assert_matched(upstream, found, least=0.97)
