@@ -4,12 +4,12 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
 import pytest
-from viewers import WINDOW, Open, OpenViewer, Process, free_port, put_on_path
+from viewers import WINDOW, Dialogs, Open, OpenViewer, Process, free_port, put_on_path
 
 from sdks import NEWEST, Sdk
 
@@ -77,6 +77,7 @@ def open_viewer(
 
     arguments: of the viewer.
     by: `view`, `rerun`, or `override` (`rerun` with RERUN_CLI_PATH).
+    loaders: those on PATH.
     display: the X display; without one the viewer has no window.
     """
 
@@ -90,12 +91,19 @@ def open_viewer(
     unused = list(ports)
 
     def start(
-        viewer_sdk: Sdk, *arguments: str | Path, by: str = "view", display: str | None = None, cwd: Path | None = None
+        viewer_sdk: Sdk,
+        *arguments: str | Path,
+        by: str = "view",
+        display: str | None = None,
+        cwd: Path | None = None,
+        loaders: Sequence[str] = (),
     ) -> tuple[OpenViewer, Process]:
-        environ = put_on_path(tmp_path / "bin", viewer_sdk)
+        environ = put_on_path(tmp_path / "bin", viewer_sdk, *loaders)
         environ |= QUICK
+        dialogs = None
         if display:
-            environ["DISPLAY"] = display
+            dialogs = Dialogs(tmp_path / "bin")
+            environ |= dialogs.environment() | {"DISPLAY": display}
         if by == "override":
             environ["RERUN_CLI_PATH"] = str(RERUN_SAM.with_name("rerun-sam-viewer"))
         port = unused.pop(0)
@@ -106,7 +114,7 @@ def open_viewer(
         )
         processes.append(process)
         environ.pop("RERUN_CLI_PATH", None)
-        return OpenViewer(viewer_sdk, port, environ, sdk(NEWEST)), process
+        return OpenViewer(viewer_sdk, port, environ, sdk(NEWEST), dialogs), process
 
     return start
 
@@ -122,5 +130,19 @@ def watch(user: Path, tmp_path: Path, processes: list[Process], ports: list[int]
         processes.append(process)
         process.wait_for("watching for viewers")
         return process
+
+    return start
+
+
+@pytest.fixture
+def watched(open_viewer: Open, watch: Callable[[Sdk], Process]) -> Open:
+    """Call as `open_viewer`: a viewer that somebody started as ever, and the `rerun-sam watch` that follows it."""
+
+    def start(sdk: Sdk, *arguments: str | Path, display: str | None = None) -> tuple[OpenViewer, Process]:
+        watching = watch(sdk)
+        viewer, _ = open_viewer(sdk, *arguments, by="rerun", display=display)
+        viewer.client()
+        watching.wait_for("following the viewer")
+        return viewer, watching
 
     return start

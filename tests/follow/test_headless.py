@@ -1,6 +1,5 @@
 """Current viewers without a window: every way of opening that needs none."""
 
-import shutil
 import subprocess
 import sys
 import time
@@ -10,7 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from viewers import Open, OpenViewer, Process, masks_over, put_on_path, wait_until
+from viewers import (
+    Open,
+    Process,
+    copies,
+    entity_path,
+    masks_over,
+    put_on_path,
+    wait_for_masks,
+    wait_until,
+)
 
 from sdks import Sdk
 
@@ -19,25 +27,11 @@ pytestmark = pytest.mark.viewer
 Watch = Callable[[Sdk], Process]
 
 
-def entity_path(path: Path) -> str:
-    """Of a file whose path needs no escapes."""
-    return f"/{path.relative_to(path.anchor)}" if path.is_absolute() else f"/{path}"
-
-
-def copies(photo: Path, *names: str) -> list[Path]:
-    """Copies of the photograph beside it."""
-    return [Path(shutil.copy(photo, photo.with_name(name))) for name in names]
-
-
-def wait_for_masks(viewer: OpenViewer, process: Process, *paths: str) -> None:
-    wait_until(lambda: all(viewer.is_done(path) for path in paths), f"masks over {paths}", process)
-
-
 def test_an_image_of_the_command_line(newest: Sdk, open_viewer: Open, photo: Path, tmp_path: Path) -> None:
     viewer, process = open_viewer(newest, photo)
     path = entity_path(photo)
-    wait_for_masks(viewer, process, path)
-    recording = masks_over(viewer.received(tmp_path / "received.rrd"), viewer.recording_of(path), path)
+    wait_for_masks(viewer, process, photo)
+    recording = masks_over(viewer.received(tmp_path / "received.rrd"), viewer, photo)
     (row,) = recording.of(f"{path}/masks", "SegmentationImage:buffer")
     form = row.data["SegmentationImage:format"][0]
     with Image.open(photo) as image:
@@ -49,15 +43,15 @@ def test_an_image_of_the_command_line(newest: Sdk, open_viewer: Open, photo: Pat
 
 def test_a_relative_path_of_the_command_line(newest: Sdk, open_viewer: Open, photo: Path, tmp_path: Path) -> None:
     viewer, process = open_viewer(newest, photo.name, cwd=photo.parent)
-    wait_for_masks(viewer, process, "/coffee.jpg")
-    masks_over(viewer.received(tmp_path / "received.rrd"), viewer.recording_of("/coffee.jpg"), "/coffee.jpg")
+    wait_for_masks(viewer, process, Path("coffee.jpg"))
+    masks_over(viewer.received(tmp_path / "received.rrd"), viewer, Path("coffee.jpg"))
 
 
 def test_plain_rerun_by_its_override(newest: Sdk, open_viewer: Open, photo: Path, tmp_path: Path) -> None:
     viewer, process = open_viewer(newest, photo, by="override")
-    wait_for_masks(viewer, process, entity_path(photo))
+    wait_for_masks(viewer, process, photo)
     received = viewer.received(tmp_path / "received.rrd")
-    masks_over(received, viewer.recording_of(entity_path(photo)), entity_path(photo))
+    masks_over(received, viewer, photo)
 
 
 def test_watch_follows_viewers_that_run_and_that_come(
@@ -69,14 +63,14 @@ def test_watch_follows_viewers_that_run_and_that_come(
     watching = watch(newest)
     late, _ = open_viewer(newest, by="rerun")
     late.client().open(str(second))  # what the dialog does
-    wait_for_masks(early, watching, entity_path(photo))
-    wait_for_masks(late, watching, entity_path(second))
-    for viewer, path in ((early, entity_path(photo)), (late, entity_path(second))):
-        masks_over(viewer.received(tmp_path / "received.rrd"), viewer.recording_of(path), path)
+    wait_for_masks(early, watching, photo)
+    wait_for_masks(late, watching, second)
+    for viewer, path in ((early, photo), (late, second)):
+        masks_over(viewer.received(tmp_path / "received.rrd"), viewer, path)
     early_process.end()
     watching.wait_for(f"the viewer on port {early.port} has ended")
     late.client().open(str(photo))
-    wait_for_masks(late, watching, entity_path(photo))
+    wait_for_masks(late, watching, photo)
     assert watching.end() == 0
 
 
@@ -88,29 +82,23 @@ def test_view_and_watch_and_a_new_watch_segment_once(
     watching.wait_for("following the viewer")
     others = copies(photo, "b.jpg", "c.jpg")
     viewer.client().open([str(path) for path in others])
-    paths = [entity_path(path) for path in [photo, *others]]
-    wait_for_masks(viewer, process, *paths)
+    wait_for_masks(viewer, process, photo, *others)
     watching.end()
     again = watch(newest)
     again.wait_for("following the viewer")
     time.sleep(5)
     received = viewer.received(tmp_path / "received.rrd")
-    for path in paths:
-        masks_over(received, viewer.recording_of(path), path)
+    for path in [photo, *others]:
+        masks_over(received, viewer, path)
 
 
-def test_a_second_rerun_in_an_open_viewer(
-    newest: Sdk, open_viewer: Open, watch: Watch, photo: Path, tmp_path: Path
-) -> None:
-    watching = watch(newest)
-    viewer, _ = open_viewer(newest, by="rerun")
-    viewer.client()
-    watching.wait_for("following the viewer")
+def test_a_second_rerun_in_an_open_viewer(newest: Sdk, watched: Open, photo: Path, tmp_path: Path) -> None:
+    viewer, watching = watched(newest)
     command = [tmp_path / "bin" / "rerun", photo.name, "--port", str(viewer.port)]
     subprocess.run(command, env=viewer.environ, cwd=photo.parent, check=True)
-    wait_for_masks(viewer, watching, "/coffee.jpg")
+    wait_for_masks(viewer, watching, Path("coffee.jpg"))
     # Here what it streamed itself, the image, came through the same server.
-    masks_over(viewer.received(tmp_path / "received.rrd"), viewer.recording_of("/coffee.jpg"), "/coffee.jpg")
+    masks_over(viewer.received(tmp_path / "received.rrd"), viewer, Path("coffee.jpg"))
 
 
 def test_a_second_view_in_an_open_viewer(newest: Sdk, open_viewer: Open, photo: Path, tmp_path: Path) -> None:
@@ -121,8 +109,8 @@ def test_a_second_view_in_an_open_viewer(newest: Sdk, open_viewer: Open, photo: 
         command, env=viewer.environ, cwd=photo.parent, capture_output=True, text=True, check=True, timeout=120
     )
     assert "Another viewer is already running" in outcome.stderr
-    wait_for_masks(viewer, process, "/coffee.jpg")
-    masks_over(viewer.received(tmp_path / "received.rrd"), viewer.recording_of("/coffee.jpg"), "/coffee.jpg")
+    wait_for_masks(viewer, process, Path("coffee.jpg"))
+    masks_over(viewer.received(tmp_path / "received.rrd"), viewer, Path("coffee.jpg"))
 
 
 PROGRAM = """
@@ -135,17 +123,12 @@ rr.disconnect()
 """
 
 
-def test_an_image_of_a_program_is_left_alone(
-    newest: Sdk, open_viewer: Open, watch: Watch, photo: Path, tmp_path: Path
-) -> None:
-    watching = watch(newest)
-    viewer, _ = open_viewer(newest, by="rerun")
-    viewer.client()
-    watching.wait_for("following the viewer")
+def test_an_image_of_a_program_is_left_alone(newest: Sdk, watched: Open, photo: Path, tmp_path: Path) -> None:
+    viewer, watching = watched(newest)
     subprocess.run([sys.executable, "-c", PROGRAM, viewer.url, str(photo)], env=viewer.environ, check=True)
     wait_until(lambda: "of-a-program" in viewer.entities(), "the program's recording")
     viewer.client().open(str(photo))
-    wait_for_masks(viewer, watching, entity_path(photo))
+    wait_for_masks(viewer, watching, photo)
     time.sleep(5)
     assert "/camera.jpg/masks" not in viewer.entities()["of-a-program"]
 
@@ -179,11 +162,11 @@ def test_masks_follow_the_pixels_of_the_file(newest: Sdk, open_viewer: Open, pho
         exif[0x0112] = 6
         image.transpose(Image.Transpose.ROTATE_90).save(turned, exif=exif, quality=95)
     viewer, process = open_viewer(newest, photo, turned)
-    wait_for_masks(viewer, process, entity_path(photo), entity_path(turned))
+    wait_for_masks(viewer, process, photo, turned)
     received = viewer.received(tmp_path / "received.rrd")
     layers = []
     for path in (photo, turned):
-        recording = masks_over(received, viewer.recording_of(entity_path(path)), entity_path(path))
+        recording = masks_over(received, viewer, path)
         tensor = recording.of(f"/__properties/segment_anything{entity_path(path)}/mask_tensor", "Tensor:data")
         shape, _, numbers = tensor[0].data["Tensor:data"]
         layers.append(np.asarray(numbers).reshape(shape).any(axis=2))
@@ -212,7 +195,7 @@ def test_what_was_closed_is_not_worked_on(newest: Sdk, open_viewer: Open, photo:
     stores = [recording.store_id for recording in client.get_state().recordings]
     client.close(store_ids=stores)
     client.open(str(photo))
-    wait_for_masks(viewer, process, entity_path(photo))
+    wait_for_masks(viewer, process, photo)
     assert process.said().count("rerun-sam: segmenting") <= 3
 
 

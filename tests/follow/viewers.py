@@ -1,6 +1,8 @@
 """Real viewers that are followed, and what they hold."""
 
 import os
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,8 +12,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from recordings import Contents, Recording, read
-from sdks import Sdk
+from sdks import LOADERS, Sdk
 
 TIMEOUT_S = 150.0
 SETTLED_S = 1.5
@@ -27,14 +31,39 @@ def free_port() -> int:
         return port
 
 
-def put_on_path(folder: Path, sdk: Sdk) -> dict[str, str]:
-    """An environment in which `rerun` is the command of this SDK, and no loader is on PATH."""
+def put_on_path(folder: Path, sdk: Sdk, *loaders: str) -> dict[str, str]:
+    """An environment in which `rerun` is the command of this SDK, with no other loaders on PATH than these."""
     folder.mkdir(exist_ok=True)
     command = folder / "rerun"
     command.write_text(f"#!{sys.executable}\nimport sys\nfrom rerun_cli.__main__ import main\nsys.exit(main())\n")
     command.chmod(0o755)
+    for name in loaders:
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(Path(sys.executable).parent / name)
     others = [entry for entry in os.environ["PATH"].split(os.pathsep) if not list(Path(entry).glob("rerun*"))]
     return sdk.environment() | {"PATH": os.pathsep.join([str(folder), *others])}
+
+
+class Dialogs:
+    """Answers the file dialogs of viewers, which ask `zenity` where no desktop portal is running.
+
+    A stand-in for the dialog alone: the viewer takes its answer as that of the real one.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._answer = folder / "zenity.answer"
+        self._answer.write_text("")
+        program = folder / "zenity"
+        program.write_text(f"#!/bin/sh\ncat {shlex.quote(str(self._answer))}\n")
+        program.chmod(0o755)
+
+    def environment(self) -> dict[str, str]:
+        """What keeps a viewer from the portal of whoever runs the tests."""
+        return {"DBUS_SESSION_BUS_ADDRESS": "unix:path=/nonexistent"}
+
+    def will_answer(self, path: Path) -> None:
+        """Answer with this path from here on."""
+        self._answer.write_text(f"{path}\n")
 
 
 class Process:
@@ -93,8 +122,11 @@ def wait_until(
 class OpenViewer:
     """A viewer on a port, whoever started it; what it received is read with the SDK `reader`."""
 
-    def __init__(self, sdk: Sdk, port: int, environ: Mapping[str, str], reader: Sdk) -> None:
+    def __init__(
+        self, sdk: Sdk, port: int, environ: Mapping[str, str], reader: Sdk, dialogs: Dialogs | None = None
+    ) -> None:
         self.sdk = sdk
+        self._dialogs = dialogs
         self._reader = reader
         self.environ = dict(environ)
         self.url = f"rerun+http://127.0.0.1:{port}/proxy"
@@ -152,6 +184,31 @@ class OpenViewer:
         )
         assert outcome.returncode == 0, outcome.stderr
 
+    def open_by_dialog(self, path: Path) -> None:
+        """File > Open, by its shortcut."""
+        self._press("o", path)
+
+    def saved(self, rrd: Path) -> Contents:
+        """The recording that is shown, saved by the viewer itself: File > Save, by its shortcut."""
+        rrd.unlink(missing_ok=True)
+        self._press("s", rrd)
+        size = -1
+
+        def is_written() -> bool:
+            nonlocal size
+            before, size = size, rrd.stat().st_size if rrd.exists() else -1
+            return size == before > 0
+
+        wait_until(is_written, f"the viewer writes {rrd}")
+        return read(rrd, self._reader)
+
+    def _press(self, letter: str, answer: Path) -> None:
+        assert self._dialogs is not None, "only a viewer with a window has dialogs"
+        from keys import press_control_and  # needs python-xlib, which is not everywhere
+
+        self._dialogs.will_answer(answer)
+        press_control_and(letter, self.environ["DISPLAY"], "Rerun")
+
     def received(self, rrd: Path) -> Contents:
         """Everything that was streamed to this viewer; not what it opened itself."""
         rrd.unlink(missing_ok=True)
@@ -174,13 +231,30 @@ Open = Callable[..., tuple[OpenViewer, Process]]
 """The fixture `open_viewer`."""
 
 
-def masks_over(contents: Contents, recording_id: str, entity_path: str) -> Recording:
-    """The recording, which must hold masks, boxes and the rest exactly once over the image at `entity_path`."""
-    beside = f"/__properties/segment_anything{entity_path}"
+def entity_path(image: Path) -> str:
+    """Where a viewer holds the image of a file whose path needs no escapes."""
+    return f"/{image.relative_to(image.anchor)}"
+
+
+def copies(photo: Path, *names: str) -> list[Path]:
+    """Copies of the photograph beside it."""
+    return [Path(shutil.copy(photo, photo.with_name(name))) for name in names]
+
+
+def wait_for_masks(viewer: OpenViewer, process: Process, *images: Path) -> None:
+    """Until each image has been segmented; fails with what the process said."""
+    wait_until(lambda: all(viewer.is_done(entity_path(path)) for path in images), f"masks over {images}", process)
+
+
+def masks_over(contents: Contents, viewer: OpenViewer, image: Path) -> Recording:
+    """The viewer's recording of an image, which must be the one with masks, boxes and the rest, exactly once."""
+    entity = entity_path(image)
+    recording_id = viewer.recording_of(entity)
+    beside = f"/__properties/segment_anything{entity}"
     for path, component in (
-        (f"{entity_path}/masks", "SegmentationImage:buffer"),
-        (f"{entity_path}/boxes", "Boxes2D:class_ids"),
-        (entity_path, "AnnotationContext:context"),
+        (f"{entity}/masks", "SegmentationImage:buffer"),
+        (f"{entity}/boxes", "Boxes2D:class_ids"),
+        (entity, "AnnotationContext:context"),
         (f"{beside}/mask_tensor", "Tensor:data"),
         (f"{beside}/description", "TextDocument:text"),
     ):
@@ -188,4 +262,24 @@ def masks_over(contents: Contents, recording_id: str, entity_path: str) -> Recor
         assert [found for found, _ in rows] == [recording_id], (path, component)
         assert rows[0][1].times == {}
     (found,) = [found for found in contents.recordings if found.recording_id == recording_id]
+    return found
+
+
+def folder_masks(contents: Contents, folder: Path) -> list[int]:
+    """The step of each image of a folder whose masks a loader logged below the path of that folder."""
+    return sorted(
+        row.times["image"]
+        for recording in contents.recordings
+        for row in recording.rows
+        if row.entity_path == f"{folder}/image/masks" and "SegmentationImage:buffer" in row.data
+    )
+
+
+def loaders_of(path: Path) -> list[int]:
+    """The loaders that run for a file or folder, by their process ids."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        command = process.info["cmdline"] or []
+        if str(path) in command and any(part.endswith(LOADERS) for part in command):
+            found.append(process.pid)
     return found
