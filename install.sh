@@ -189,7 +189,8 @@ fetch_checkpoint() {
 
 report() {
     if [ "$service" = yes ]; then
-        "$ENVIRONMENT/bin/rerun-sam" service install
+        "$ENVIRONMENT/bin/rerun-sam" service install ||
+            say "Everything but the service is installed."
     fi
     step "Done"
     say "Installed:  $ENVIRONMENT"

@@ -2,6 +2,7 @@
 
 import configparser
 import os
+import plistlib
 import shlex
 import stat
 import subprocess
@@ -23,19 +24,20 @@ def rerun_sam(*arguments: str, environ: dict[str, str] | None = None) -> "subpro
 
 
 @pytest.fixture
-def systemctl(user: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A session manager's command that writes down what it is told; returns where."""
+def told(user: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What `systemctl` and `launchctl` were told: here they write it down, and do nothing."""
     told = tmp_path / "told"
     folder = tmp_path / "manager"
     folder.mkdir()
-    (folder / "systemctl").write_text(f'#!/bin/sh\necho "$@" >> {shlex.quote(str(told))}\n')
-    (folder / "systemctl").chmod(0o755)
+    for name in ("systemctl", "launchctl"):
+        (folder / name).write_text(f'#!/bin/sh\necho "$@" >> {shlex.quote(str(told))}\n')
+        (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     return told
 
 
 @LINUX_ONLY
-def test_the_service_comes_and_goes(systemctl: Path, user: Path) -> None:
+def test_the_service_comes_and_goes(told: Path, user: Path) -> None:
     unit = user / "config" / "systemd" / "user" / "rerun-sam-watch.service"
     assert rerun_sam("service", "remove").stdout == "no service was installed\n"
     installed = rerun_sam("service", "install")
@@ -45,11 +47,11 @@ def test_the_service_comes_and_goes(systemctl: Path, user: Path) -> None:
     parsed.optionxform = str  # type: ignore[assignment,method-assign]
     parsed.read(unit)
     assert shlex.split(parsed["Service"]["ExecStart"]) == [str(RERUN_SAM), "watch"]
-    assert "--user enable rerun-sam-watch.service" in systemctl.read_text()
+    assert "--user enable rerun-sam-watch.service" in told.read_text()
     removed = rerun_sam("service", "remove")
     assert removed.returncode == 0
     assert not unit.exists()
-    assert "--user disable --now rerun-sam-watch.service" in systemctl.read_text()
+    assert "--user disable --now rerun-sam-watch.service" in told.read_text()
 
 
 @LINUX_ONLY
@@ -59,6 +61,49 @@ def test_without_a_session_manager_it_says_what_to_do(user: Path, monkeypatch: p
     assert installed.returncode == 0
     assert "it could not be started now (systemctl: no such file or directory)" in installed.stdout
     assert "rerun-sam watch" in installed.stdout
+
+
+@pytest.mark.viewer
+def test_an_sdk_that_cannot_watch_is_no_service(told: Path, user: Path, sdk: Callable[[str], Sdk]) -> None:
+    for command, undone in ((("service", "install"), "no service was installed"), (("watch",), "nothing is watched")):
+        refused = rerun_sam(*command, environ=sdk("0.36.2").environment())
+        assert refused.returncode == 1
+        (line,) = refused.stderr.splitlines()
+        assert line.startswith("rerun-sam: rerun-sdk 0.36.2 is installed here")
+        assert f"; {undone}. Install rerun-sdk 0.41 or later" in line
+    assert not told.exists()
+    assert not list(user.rglob("*.service"))
+
+
+LAUNCHD = """
+import sys
+from rerun_loader_sam.cli.main import main
+import rerun_loader_sam.follow.service  # and psutil, which is made for this system
+sys.platform = "darwin"
+main()
+"""
+
+
+def test_the_agent_of_macos(told: Path, user: Path) -> None:
+    agent = user / "Library" / "LaunchAgents" / "rerun-loader-sam.watch.plist"
+
+    def as_on_macos(*arguments: str) -> str:
+        return subprocess.run(
+            [sys.executable, "-c", LAUNCHD, *arguments], capture_output=True, text=True, check=True
+        ).stdout
+
+    assert str(agent) in as_on_macos("service", "install")
+    description = plistlib.loads(agent.read_bytes())
+    assert description["ProgramArguments"] == [str(RERUN_SAM), "watch"]
+    assert description["RunAtLoad"] is True
+    assert description["KeepAlive"] == {"SuccessfulExit": False}
+    domain = f"gui/{os.getuid()}"
+    assert told.read_text().splitlines() == [
+        f"bootout {domain}/{description['Label']}", f"bootstrap {domain} {agent}"
+    ]  # fmt: skip
+    as_on_macos("service", "remove")
+    assert not agent.exists()
+    assert told.read_text().splitlines()[2:] == [f"bootout {domain}/{description['Label']}"]
 
 
 def test_the_line_for_a_shell_names_a_program(user: Path) -> None:

@@ -2,8 +2,6 @@
 
 import argparse
 
-from rerun_loader_sam.errors import UserError
-
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command."""
@@ -21,19 +19,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(arguments: argparse.Namespace) -> int:
     """Watch until stopped."""
-    from importlib.metadata import version
-
-    from rerun_loader_sam.follow.announcements import can_ask_viewers
     from rerun_loader_sam.follow.say import say
-    from rerun_loader_sam.follow.watching import Watch
+    from rerun_loader_sam.follow.watching import Watch, check_sdk
 
-    sdk_version = version("rerun-sdk")
-    if not can_ask_viewers(sdk_version):
-        raise UserError(
-            f"rerun-sdk {sdk_version} is installed here, and asking a viewer what it opened came with 0.41; "
-            "nothing is watched. Install rerun-sdk 0.41 or later into this environment, or start viewers with "
-            "`rerun-sam view`"
-        )
+    sdk_version = check_sdk("nothing is watched")
     watch = Watch(frozenset(arguments.port))
     say(f"watching for viewers with rerun-sdk {sdk_version}; Ctrl-C stops it")
     watch.run()

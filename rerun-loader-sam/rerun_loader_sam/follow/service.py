@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from rerun_loader_sam.errors import UserError
+from rerun_loader_sam.follow.watching import check_sdk
 
 UNIT = "rerun-sam-watch.service"
 LABEL = "rerun-loader-sam.watch"
@@ -30,6 +31,7 @@ def service_file() -> Path:
 
 def install_service() -> list[str]:
     """Describe the service, and start it now and at every login. Returns lines for a person; raises UserError."""
+    check_sdk("no service was installed")
     program = command_path("rerun-sam")
     if not program.is_file():
         raise UserError(f"{program} is not there; no service was installed, install the package again")

@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import threading
+from importlib.metadata import version
 from types import FrameType
 from typing import IO
 
 from rerun_loader_sam.errors import UserError
 from rerun_loader_sam.folders import cache_dir, ensure_private
+from rerun_loader_sam.follow.announcements import can_ask_viewers
 from rerun_loader_sam.follow.discover import RunningViewer, ViewerFinder
 
 LOOK_S = 1.0
@@ -69,6 +71,17 @@ class Watch:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._stop.set()
+
+
+def check_sdk(undone: str) -> str:
+    """The version of the SDK that is installed here. Raises UserError, with what is `undone`, where it is too old."""
+    sdk_version = version("rerun-sdk")
+    if not can_ask_viewers(sdk_version):
+        raise UserError(
+            f"rerun-sdk {sdk_version} is installed here, and asking a viewer what it opened came with 0.41; {undone}. "
+            "Install rerun-sdk 0.41 or later into this environment, or start viewers with `rerun-sam view`"
+        )
+    return sdk_version
 
 
 def _sole_lock() -> IO[str]:
