@@ -128,7 +128,9 @@ class ViewSession:
 
     def _hand_over(self, url: str, files: list[OpenedFile]) -> None:
         """Have the files segmented that went to a viewer which was open already."""
-        self._is_over.wait()  # then all of them are there
+        # Viewers of some versions name the files after this, and all of them are there once the process is over.
+        files += [OpenedFile(path, self._folder) for line in self._next_lines() if (path := opened_path(line))]
+        self._is_over.wait()
 
         def is_enough() -> bool:
             return not self._is_wanted.is_set()

@@ -78,8 +78,8 @@ def check_sdk(undone: str) -> str:
     sdk_version = version("rerun-sdk")
     if not can_ask_viewers(sdk_version):
         raise UserError(
-            f"rerun-sdk {sdk_version} is installed here, and asking a viewer what it opened came with 0.41; {undone}. "
-            "Install rerun-sdk 0.41 or later into this environment, or start viewers with `rerun-sam view`"
+            f"rerun-sdk {sdk_version} is installed here, and asking a viewer what it opened came with 0.41; "
+            f"{undone}. Install rerun-sdk 0.41 or later into this environment, or start viewers with `rerun-sam view`"
         )
     return sdk_version
 
