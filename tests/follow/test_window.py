@@ -150,12 +150,20 @@ def test_viewers_that_call_loaders_for_images(
     wait_for_masks_below(photo)
     viewer.drop(two, three, note)
     wait_for_masks_below(photo, two, three)
-    viewer.open_by_dialog(asked)
-    wait_for_masks_below(photo, two, three, asked)
 
+    def wait_for_recording_of(path: Path) -> None:
+        def is_shown() -> bool:
+            saved = viewer.saved(rrd)
+            is_its_own = any(path.stem in recording.application_id for recording in saved.recordings)
+            return is_its_own and segmented(saved) == ["/image/masks"]
+
+        wait_until(is_shown, f"a recording with masks of {path}", process)
+
+    viewer.open_by_dialog(asked)
+    wait_for_recording_of(asked)
     command = [viewer.environ["PATH"].partition(":")[0] + "/rerun", second.name, "--port", str(viewer.port)]
     subprocess.run(command, env=viewer.environ, cwd=second.parent, check=True, timeout=120)
-    assert segmented(viewer.saved(rrd)) == ["/image/masks"]
+    wait_for_recording_of(second)
 
 
 def segmented(contents: Contents) -> list[str]:
