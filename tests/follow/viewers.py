@@ -51,19 +51,16 @@ class Dialogs:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._answer = folder / "zenity.answer"
-        self._answer.write_text("")
+        # A busy viewer may ask long after the keys were pressed: what to open and where to save are kept apart.
+        self.opened, self.saved = folder / "opened.answer", folder / "saved.answer"
+        opened, saved = shlex.quote(str(self.opened)), shlex.quote(str(self.saved))
         program = folder / "zenity"
-        program.write_text(f"#!/bin/sh\ncat {shlex.quote(str(self._answer))}\n")
+        program.write_text(f'#!/bin/sh\ncase "$*" in *--save*) cat {saved} ;; *) cat {opened} ;; esac\n')
         program.chmod(0o755)
 
     def environment(self) -> dict[str, str]:
         """What keeps a viewer from the portal of whoever runs the tests."""
         return {"DBUS_SESSION_BUS_ADDRESS": "unix:path=/nonexistent"}
-
-    def will_answer(self, path: Path) -> None:
-        """Answer with this path from here on."""
-        self._answer.write_text(f"{path}\n")
 
 
 class Process:
@@ -186,12 +183,16 @@ class OpenViewer:
 
     def open_by_dialog(self, path: Path) -> None:
         """File > Open, by its shortcut."""
-        self._press("o", path)
+        assert self._dialogs is not None, "only a viewer with a window has dialogs"
+        self._dialogs.opened.write_text(f"{path}\n")
+        self._press("o")
 
     def saved(self, rrd: Path) -> Contents:
         """The recording that is shown, saved by the viewer itself: File > Save, by its shortcut."""
         rrd.unlink(missing_ok=True)
-        self._press("s", rrd)
+        assert self._dialogs is not None, "only a viewer with a window has dialogs"
+        self._dialogs.saved.write_text(f"{rrd}\n")
+        self._press("s")
         size = -1
 
         def is_written() -> bool:
@@ -202,11 +203,9 @@ class OpenViewer:
         wait_until(is_written, f"the viewer writes {rrd}")
         return read(rrd, self._reader)
 
-    def _press(self, letter: str, answer: Path) -> None:
-        assert self._dialogs is not None, "only a viewer with a window has dialogs"
+    def _press(self, letter: str) -> None:
         from keys import press_control_and  # needs python-xlib, which is not everywhere
 
-        self._dialogs.will_answer(answer)
         press_control_and(letter, self.environ["DISPLAY"], "Rerun")
 
     def received(self, rrd: Path) -> Contents:
