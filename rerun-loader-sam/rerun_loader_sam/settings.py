@@ -55,6 +55,8 @@ class Settings:
     """After so many seconds without work that process ends."""
     cache_mib: float = 256.0
     """How much disk the masks of images that were segmented before may take, in MiB; 0 keeps none."""
+    program_images: bool = False
+    """Whether `rerun-sam view` and `watch` also take the image files that programs log."""
 
     def generator_overrides(self) -> dict[str, int | float]:
         """The generator parameters that a person has set."""

@@ -133,6 +133,33 @@ def test_an_image_of_a_program_is_left_alone(newest: Sdk, watched: Open, photo: 
     assert "/camera.jpg/masks" not in viewer.entities()["of-a-program"]
 
 
+PROGRAM_WITH_FILES = """
+import sys, time
+import rerun as rr
+rr.init("program", recording_id="of-a-program", spawn=False)
+rr.connect_grpc(sys.argv[1])
+rr.log("note", rr.TextLog("of the program"))
+for path in sys.argv[2:]:
+    rr.log_file_from_path(path)
+time.sleep(5)  # it reads in the background, and tells nobody when it is done
+rr.disconnect()
+"""
+
+
+def test_images_of_a_program_that_are_asked_for(
+    newest: Sdk, watched: Open, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RERUN_SAM_PROGRAM_IMAGES", "yes")
+    [other] = copies(photo, "other.jpg")
+    viewer, watching = watched(newest)
+    command = [sys.executable, "-c", PROGRAM_WITH_FILES, viewer.url, photo, other]
+    subprocess.run(command, env=viewer.environ, check=True, timeout=120)
+    wait_for_masks(viewer, watching, photo, other)
+    received = viewer.received(tmp_path / "received.rrd")
+    for path in (photo, other):
+        assert masks_over(received, viewer, path).recording_id == "of-a-program"
+
+
 def test_odd_names_and_what_is_no_image(newest: Sdk, open_viewer: Open, photo: Path, tmp_path: Path) -> None:
     [odd] = copies(photo, "ö 'a\" (1)\\.JPG")
     text = photo.with_name("note.txt")

@@ -4,14 +4,17 @@ import dataclasses
 import os
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from rerun_loader_sam.errors import UserError
 from rerun_loader_sam.follow.announcements import VIEWER_IMAGE_EXTENSIONS, OpenedFile, entity_parts, opened_path
 from rerun_loader_sam.follow.once import Claim, claim_image
 from rerun_loader_sam.follow.received import received_image
 from rerun_loader_sam.follow.segment import FollowRequest, segment_into_viewer
 from rerun_loader_sam.follow.viewer import HeldImage, StoreName, UnreachableViewerError, Viewer
+from rerun_loader_sam.settings import load_settings
 
 POLL_S = 1.0
 _PLACING_S = 30.0  # how long a viewer may take from announcing a file to holding its image
@@ -54,6 +57,8 @@ class Follower:
         self._announced: list[_Announced] = []
         self._turns_unannounced: dict[str, int] = {}
         self._explained: set[str] = set()
+        self._has_program_images = _wants_program_images()
+        self._turns_of_program_images: Counter[tuple[str, str]] = Counter()
         self._queue: list[_Work] = []
 
     @property
@@ -92,7 +97,10 @@ class Follower:
         self._announced = [announced for announced in self._announced if not self._place(announced, stores)]
         if not self._only_announced:
             for store in stores:
-                self._look_for_received(store)
+                if self._has_program_images:
+                    self._look_for_program_images(store)
+                else:
+                    self._look_for_received(store)
         self._work({store.store_id for store in stores})
 
     def _read_log(self) -> None:
@@ -144,14 +152,27 @@ class Follower:
         images = self._viewer.images(store)
         if len(images) != 1 or images[0].has_masks or not images[0].is_alone:
             return
-        image = images[0]
-        if not image.parts or Path(image.parts[-1]).suffix.lower() not in VIEWER_IMAGE_EXTENSIONS:
-            return
-        self._explained.add(store.store_id)
-        claim = claim_image(store.store_id, image.entity_path)
+        if _is_file(images[0]):
+            self._explained.add(store.store_id)
+            self._take_received(images[0])
+
+    def _look_for_program_images(self, store: StoreName) -> None:
+        """Find every image that was streamed to this viewer under the name of a file."""
+        for image in self._viewer.images(store):
+            if image.has_masks or not _is_file(image):
+                continue
+            key = (store.store_id, image.entity_path)
+            self._turns_of_program_images[key] += 1
+            if self._turns_of_program_images[key] == 2:  # at first its announcement may be on its way
+                self._take_received(image)
+
+    def _take_received(self, image: HeldImage) -> None:
+        claim = claim_image(image.store.store_id, image.entity_path)
         if claim is None:
             return
-        copy = received_image(self._viewer.url, store, image.entity_path, image.parts[-1])
+        copy = received_image(
+            self._viewer.url, image.store, image.entity_path, image.parts[-1], of_programs=self._has_program_images
+        )
         if copy is None:  # it came from a program: that is left alone for good
             claim.release(is_done=True)
         else:
@@ -188,6 +209,18 @@ class Follower:
         work.claim.release(is_done=is_done)
         if work.is_copy:
             _remove_copy(work.location)
+
+
+def _wants_program_images() -> bool:
+    try:
+        return load_settings().program_images
+    except UserError:  # the first image says what is wrong with a setting
+        return False
+
+
+def _is_file(image: HeldImage) -> bool:
+    """Whether an image is called as the viewer calls that of a file."""
+    return bool(image.parts) and Path(image.parts[-1]).suffix.lower() in VIEWER_IMAGE_EXTENSIONS
 
 
 def _remove_copy(path: Path) -> None:

@@ -21,15 +21,17 @@ _TIMEOUT_S = 20.0
 _SETTLED_S = 1.0  # what the server still has comes at once; then only what is new
 
 
-def received_image(viewer_url: str, store: StoreName, entity_path: str, name: str) -> Path | None:
+def received_image(
+    viewer_url: str, store: StoreName, entity_path: str, name: str, *, of_programs: bool = False
+) -> Path | None:
     """A copy of an image's file, alone in a folder of its own, for the caller to remove with that folder.
 
-    None where the recording did not come from `rerun FILE`: what programs log is theirs.
+    None where the recording did not come from `rerun FILE`: what programs log is theirs, but for `of_programs`.
     """
     with tempfile.TemporaryDirectory(dir=ensure_private(runtime_dir())) as folder:
         rrd = Path(folder) / "received.rrd"
         _save(viewer_url, rrd)
-        if not rrd.exists() or not _is_from_command_line(rrd, store):
+        if not rrd.exists() or not (of_programs or _is_from_command_line(rrd, store)):
             return None
         blob = _blob(rrd, store, entity_path)
     if blob is None:
