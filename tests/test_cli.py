@@ -32,7 +32,7 @@ def test_every_command_has_help_and_is_in_the_readme(command: str) -> None:
 def test_every_setting_is_in_the_readme_with_its_default(name: str) -> None:
     (row,) = re.findall(rf"^\| `{name}` \| (.+?) \|", README.read_text(), re.MULTILINE)
     default = getattr(Settings(), name)
-    shown = {None: "model's own", "": "none", True: "`true`"}.get(
+    shown = {None: "model's own", "": "none", True: "`true`", False: "`false`"}.get(
         default, f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
     )
     assert row == shown
