@@ -2,6 +2,7 @@
 
 import dataclasses
 import pickle
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 
 from sdks import Sdk
 
+_STREAM_HEADER_BYTES = 12
+_MESSAGE_HEAD = struct.Struct("<QQ")  # kind, length of what follows
 _DTYPES = {6: np.uint8, 7: np.uint16, 33: np.float32}  # rerun's ChannelDatatype: U8, U16, F32
 _CHANNELS = {None: 1, 1: 1, 2: 3, 3: 4}  # rerun's ColorModel: L, RGB, RGBA
 
@@ -69,6 +72,15 @@ class Contents:
 
     recordings: list[Recording]
     blueprint_applications: list[str]
+
+
+def is_whole(stream: bytes) -> bool:
+    """Whether what a loader wrote to a pipe is a header and whole messages: nothing cut, nothing stray."""
+    position = _STREAM_HEADER_BYTES
+    while position + _MESSAGE_HEAD.size <= len(stream):
+        _, length = _MESSAGE_HEAD.unpack_from(stream, position)
+        position += _MESSAGE_HEAD.size + length
+    return stream.startswith(b"RRF2") and position == len(stream)
 
 
 def read(path: Path, newest: Sdk) -> Contents:

@@ -27,6 +27,12 @@ def command(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([RERUN_SAM, "worker", *arguments], capture_output=True, text=True, check=False)
 
 
+def held_by(pid: int) -> tuple[int, int]:
+    """How many threads and file descriptors a process has."""
+    process = Path(f"/proc/{pid}")
+    return len(list((process / "task").iterdir())), len(list((process / "fd").iterdir()))
+
+
 class TestOneForAll:
     def test_the_second_image_finds_the_model_in_memory(self, photos: list[Path]) -> None:
         assert load(photos[0]).returncode == 0
@@ -49,6 +55,14 @@ class TestOneForAll:
             assert out.startswith(b"RRF2")
         assert len(seen) == 1
         assert status()["served_count"] == 8
+
+    def test_what_an_image_needs_is_free_again_afterwards(self, photos: list[Path]) -> None:
+        assert load(photos[0]).returncode == 0
+        (pid,) = worker_pids()
+        before = held_by(pid)
+        for photo in photos[1:]:
+            assert load(photo).returncode == 0
+        wait_until(lambda: held_by(pid) == before, lambda: (before, held_by(pid)))
 
     def test_neither_output_of_a_loader_is_inherited(self, photos: list[Path], start: Start) -> None:
         # Would it be, communicate() would wait for the worker to end.

@@ -34,17 +34,14 @@ def log_image(recording: Recording, pixels: NDArray[np.generic], color_model: Li
 def log_blueprint(recording: Recording) -> None:
     """Send the default layout: the image with masks and boxes large, log and description below."""
     recording.send_blueprint(
-        rrb.Blueprint(
-            rrb.Vertical(
-                rrb.Spatial2DView(name="Image and masks", origin=f"/{recording.path(IMAGE)}"),
-                rrb.Horizontal(
-                    rrb.TextLogView(name="Log", origin=f"/{recording.path(LOGS)}"),
-                    rrb.TextDocumentView(name="Description", origin=f"/{recording.path(DESCRIPTION)}"),
-                    column_shares=[2, 1],
-                ),
-                row_shares=[3, 1],
+        rrb.Vertical(
+            rrb.Spatial2DView(name="Image and masks", origin=f"/{recording.path(IMAGE)}"),
+            rrb.Horizontal(
+                rrb.TextLogView(name="Log", origin=f"/{recording.path(LOGS)}"),
+                rrb.TextDocumentView(name="Description", origin=f"/{recording.path(DESCRIPTION)}"),
+                column_shares=[2, 1],
             ),
-            auto_views=False,
+            row_shares=[3, 1],
         )
     )
 
