@@ -1,5 +1,9 @@
 """Every mode that Pillow reads, as a viewer shows it and as the model sees it."""
 
+import os
+import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +94,7 @@ def test_the_first_frame_of_an_animation_is_taken(tmp_path: Path) -> None:
     path = save(tmp_path, frames[0], "GIF", save_all=True, append_images=frames[1:])
     loaded = load_image(path, 1)
     assert loaded.rgb[0, 0].tolist() == [255, 0, 0]
-    assert "first of 3 frames" in loaded.note
+    assert "the first of several frames" in loaded.note
 
 
 def test_one_pixel_and_very_wide(tmp_path: Path) -> None:
@@ -112,6 +116,43 @@ def test_too_many_pixels_are_refused_before_they_are_read(tmp_path: Path) -> Non
     path = save(tmp_path, Image.new("1", (20000, 20000)), "PNG")
     with pytest.raises(UserError, match=r"400 megapixels, more than the 200 allowed.*RERUN_SAM_MAX_MEGAPIXELS"):
         load_image(path, 200)
+
+
+def test_frames_that_are_broken_or_countless_are_left_alone(tmp_path: Path) -> None:
+    pages = [Image.effect_noise((64, 64), sigma) for sigma in range(50, 54)]
+    path = save(tmp_path, pages[0], "TIFF", save_all=True, append_images=pages[1:])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert "the first of several frames" in load_image(path, 1).note
+    # A page's list of tags that names itself as the next one.
+    path = save(tmp_path, pages[0], "TIFF")
+    content = bytearray(path.read_bytes())
+    (start,) = struct.unpack_from("<I", content, 4)
+    (count,) = struct.unpack_from("<H", content, start)
+    struct.pack_into("<I", content, start + 2 + 12 * count, start)
+    path.write_bytes(content)
+    assert load_image(path, 1).size_hw == (64, 64)
+
+
+@pytest.mark.parametrize("form", ["BMP", "PPM", "TIFF"])
+def test_a_file_that_is_cut_while_it_is_read_kills_nobody(form: str, tmp_path: Path) -> None:
+    path = save(tmp_path, Image.effect_noise((512, 512), 50), form)
+    program = (
+        "import os, sys\nfrom pathlib import Path\nfrom PIL import ImageOps\nfrom rerun_loader_sam import images\n"
+        "path, transpose = Path(sys.argv[1]), ImageOps.exif_transpose\n"
+        "def cut_first(*arguments):\n    os.truncate(path, 0)\n    return transpose(*arguments)\n"
+        "ImageOps.exif_transpose = cut_first\n"
+        "try:\n    print(images.load_image(path, 1).size_hw)\nexcept images.UserError:\n    print('refused')"
+    )
+    outcome = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=False)
+    assert outcome.returncode == 0, outcome.stderr
+    assert outcome.stdout in ("(512, 512)\n", "refused\n")
+
+
+def test_what_has_come_into_the_place_of_a_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", Path("/dev/zero"), tmp_path):
+        with pytest.raises(UserError, match=rf"{path} cannot be read as an image"):
+            load_image(path, 1)
 
 
 def test_a_file_that_is_gone_is_named(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Reading an image file: what the viewer shows of it, and what the model sees."""
 
+import contextlib
 import dataclasses
 import warnings
 from pathlib import Path
@@ -11,6 +12,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from rerun_loader_sam.errors import UserError
 from rerun_loader_sam.orientation import UPRIGHT
+from rerun_loader_sam.sniff import open_regular
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +48,14 @@ def load_image(path: Path, max_megapixels: float) -> LoadedImage:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd metadata; what cannot be read raises
-            with Image.open(path) as image:
+            # An open file, not its path: Pillow would map some, and a mapped file that is cut meanwhile kills the
+            # process.
+            with open_regular(path) as file, Image.open(file) as image:
                 _check_size(path, image, max_megapixels)
-                frames = getattr(image, "n_frames", 1) if image.format in ("GIF", "PNG", "WEBP", "TIFF") else 1
+                is_one_of_several = _is_animated(image)
                 image.load()
                 orientation = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
-                upright = _convert(ImageOps.exif_transpose(image), frames)
+                upright = _convert(ImageOps.exif_transpose(image), is_one_of_several)
                 return dataclasses.replace(upright, orientation=orientation)
     except UserError:
         raise
@@ -78,8 +82,15 @@ def _check_size(path: Path, image: Image.Image, max_megapixels: float) -> None:
         )
 
 
-def _convert(image: Image.Image, frames: int) -> LoadedImage:
-    notes = [f"first of {frames} frames"] if frames > 1 else []
+def _is_animated(image: Image.Image) -> bool:
+    """Whether there are other frames, or pages; how many would take a walk through the whole file."""
+    with contextlib.suppress(Exception):  # whatever is wrong with the second frame, the first may be right
+        return image.format in ("GIF", "PNG", "WEBP", "TIFF", "AVIF") and getattr(image, "is_animated", False)
+    return True
+
+
+def _convert(image: Image.Image, is_one_of_several: bool) -> LoadedImage:
+    notes = ["the first of several frames"] if is_one_of_several else []
     if image.mode.startswith("I") or image.mode == "F":
         deep = np.asarray(image)
         is_16_bit = image.mode.startswith("I;16")

@@ -19,6 +19,7 @@ from rerun_loader_sam.masks import Mask
 from rerun_loader_sam.models.choose import choose_model
 from rerun_loader_sam.segmenter import LoadedModel
 from rerun_loader_sam.settings import Settings
+from rerun_loader_sam.sniff import open_regular
 from rerun_loader_sam.stamp import FileStamp, file_stamp
 
 _FORMAT = 1
@@ -58,7 +59,7 @@ class ResultCache:
         """What the result of the file at `path` is found by; None where it is not the file of `stamp` any more."""
         settings = self._settings
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 content = hashlib.file_digest(file, "blake2b").hexdigest()
             if file_stamp(path) != stamp:
                 return None

@@ -2,6 +2,10 @@
 
 import os
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from io import BufferedReader
+
 IMAGE, FOLDER, OTHER = "image", "folder", "other"
 
 _HEAD_BYTES = 64
@@ -66,11 +70,30 @@ def is_image_file(path: str) -> bool:
 
     Raises OSError where it cannot be read.
     """
-    status = os.stat(path)
-    if status.st_mode & 0o170000 != 0o100000:
+    if not _is_regular(os.stat(path)):
         return False
-    with open(path, "rb", buffering=0) as file:
+    with open_regular(path) as file:
         return _is_image_head(file.read(_HEAD_BYTES), path)
+
+
+def open_regular(path: "str | os.PathLike[str]") -> "BufferedReader":
+    """Open a file for reading, without waiting for what may have come into its place: a pipe nobody writes to.
+
+    Raises OSError where it is no regular file, or cannot be read.
+    """
+    file = open(path, "rb", opener=_open_without_waiting)  # noqa: SIM115  # it is the caller's to close
+    if not _is_regular(os.fstat(file.fileno())):
+        file.close()
+        raise OSError(f"{os.fspath(path)} is no file any more")
+    return file
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # which Windows does not have
+
+
+def _is_regular(status: os.stat_result) -> bool:
+    return status.st_mode & 0o170000 == 0o100000
 
 
 def has_image_name(path: str) -> bool:
