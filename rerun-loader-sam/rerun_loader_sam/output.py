@@ -1,5 +1,6 @@
 """Where the RRD bytes go: a pipe to the viewer, or a file. Standard library only."""
 
+import contextlib
 import os
 import select
 import signal
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from rerun_loader_sam.errors import UserError
 from rerun_loader_sam.loader import BROKEN_PIPE, INTERRUPTED
+from rerun_loader_sam.processes import is_running
 
 
 class RrdPipe:
@@ -56,6 +58,7 @@ class RrdFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self.part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        _remove_parts_of_the_dead(path)
         try:
             self.part.touch(exist_ok=False)
         except OSError as error:
@@ -77,6 +80,16 @@ class RrdFile:
     def _interrupted(self, number: int, frame: object) -> None:
         self.abort()
         os._exit(INTERRUPTED)
+
+
+def _remove_parts_of_the_dead(path: Path) -> None:
+    """Remove what processes left behind that were killed while they wrote the file at `path`."""
+    prefix, suffix = f".{path.name}.", ".part"
+    with contextlib.suppress(OSError):
+        for file in path.parent.iterdir():
+            pid = file.name.removeprefix(prefix).removesuffix(suffix)
+            if file.name == f"{prefix}{pid}{suffix}" and pid.isdecimal() and not is_running(int(pid)):
+                file.unlink()
 
 
 def _unwritable(path: Path, error: OSError) -> UserError:

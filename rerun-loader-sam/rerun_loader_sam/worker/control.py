@@ -8,6 +8,7 @@ import time
 
 from rerun_loader_sam.errors import UserError
 from rerun_loader_sam.folders import runtime_dir
+from rerun_loader_sam.processes import is_running
 from rerun_loader_sam.worker.client import connect, is_supported
 from rerun_loader_sam.worker.start import lock_path, start_lock
 from rerun_loader_sam.worker.wire import PREFIX_BYTES, WireError, encode_header, parse_header, parse_prefix
@@ -39,7 +40,7 @@ def stop_worker() -> int | None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
     deadline = time.monotonic() + _TIMEOUT_S
-    while pid is not None and _is_running(pid) and time.monotonic() < deadline:
+    while pid is not None and is_running(pid) and time.monotonic() < deadline:
         time.sleep(0.01)
     return pid
 
@@ -85,14 +86,3 @@ def _holder_of_lock() -> int | None:
     except (FileNotFoundError, ValueError):
         pass
     return None
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    # One that has ended, but was not collected by its parent, does not count.
-    with contextlib.suppress(OSError, IndexError), open(f"/proc/{pid}/stat", encoding="utf-8") as file:  # noqa: PTH123
-        return file.read().rpartition(")")[2].split()[0] != "Z"
-    return True
