@@ -2,22 +2,29 @@
 
 import os
 import random
+import re
 import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from corpus import KINDS, mutated
-from rerun_loader_sam import sniff
+from recordings import read
+from rerun_loader_sam import loader, sniff
 from rerun_loader_sam.command import parse
 from rerun_loader_sam.errors import UserError
 from rerun_loader_sam.images import LoadedImage, load_image
 from rerun_loader_sam.settings import GENERATOR_PARAMETERS, Settings, load_settings
+from rerun_loader_sam.worker.control import worker_status
+from sdks import NEWEST, Sdk
 
 LOADER = str(Path(sys.executable).parent / "rerun-loader-sam")
 MUTATIONS = 60
@@ -81,6 +88,95 @@ class TestOddPaths:
             (tmp_path / f"{number}.txt").touch()
         outcome = subprocess.run([LOADER, tmp_path], capture_output=True, timeout=60, check=False)
         assert (outcome.returncode, outcome.stdout, outcome.stderr) == (66, b"", b"")
+
+
+@pytest.mark.usefixtures("user")
+class TestOddImages:
+    def test_a_folder_of_every_kind(self, tmp_path: Path, sdk: Callable[[str], Sdk]) -> None:
+        folder = tmp_path / "folder"
+        folder.mkdir()
+        for name, image in (
+            ("one", Image.new("RGB", (1, 1))),
+            ("tall", Image.effect_noise((1, 20000), 50).convert("RGB")),
+            ("wide", Image.effect_noise((20000, 1), 50)),
+            ("bomb", Image.new("1", (20000, 20000))),
+        ):
+            image.save(folder / f"{name}.png")
+        for number, (extension, encode) in enumerate(KINDS.values()):
+            (folder / f"kind{number}{extension}").write_bytes(encode())
+        (folder / "circle").symlink_to(folder)
+        (folder / "circle.png").symlink_to(folder / "circle.png")
+        out = tmp_path / "out.rrd"
+        outcome = subprocess.run([LOADER, folder, "--save", out], capture_output=True, timeout=280, check=False)
+        assert (outcome.returncode, outcome.stderr) == (0, b"")
+        (recording,) = read(out, sdk(NEWEST)).recordings
+        paths = sniff.iter_images(str(folder))
+        assert len(paths) == len(KINDS) - 1 + 4, "all but Sun's raster format, and each once"
+        for step, path in enumerate(paths):
+            if "bomb" not in path:
+                assert recording.pixels("/image", step=step).shape[:2] == load_image(Path(path), 200).size_hw, path
+                assert recording.one("/image/masks", "SegmentationImage:buffer", step)
+        (error,) = [text for level, text in recording.texts() if level == "ERROR"]
+        assert "bomb.png has 400 megapixels, more than the 200 allowed" in error
+
+    def test_a_bomb_costs_the_worker_nothing(self, photo: Path) -> None:
+        bomb = photo.with_name("bomb.png")
+        Image.new("RGB", (20000, 20000)).save(bomb)
+        assert subprocess.run([LOADER, photo], capture_output=True, timeout=120, check=False).returncode == 0
+        before = peak_mib()
+        outcome = subprocess.run([LOADER, bomb], capture_output=True, timeout=120, check=False)
+        assert (outcome.returncode, outcome.stdout) == (1, b"")
+        assert outcome.stderr.count(b"\n") == 1
+        assert b"RERUN_SAM_MAX_MEGAPIXELS" in outcome.stderr
+        assert peak_mib() - before < 100
+        assert subprocess.run([LOADER, photo], capture_output=True, timeout=120, check=False).returncode == 0
+
+
+def peak_mib() -> float:
+    """The most memory that the worker has had."""
+    answer = worker_status()
+    assert answer is not None
+    (line,) = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{answer['pid']}/status").read_text())
+    return int(line) / 1024
+
+
+def decline_as_nobody(path: Path) -> tuple[int, bytes]:
+    """Exit code and standard error of the loader, run without root's rights; for a path that it does not read."""
+    with tempfile.TemporaryFile() as error:
+        pid = os.fork()
+        if pid == 0:
+            code: object = 99
+            try:
+                os.dup2(error.fileno(), 2)
+                if os.getuid() == 0:
+                    os.setgid(65534)
+                    os.setuid(65534)
+                sys.argv = ["rerun-loader-sam", str(path)]
+                loader.main()
+            except SystemExit as end:
+                code = end.code
+            finally:
+                os._exit(code if isinstance(code, int) else 99)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        error.seek(0)
+        return code, error.read()
+
+
+def test_what_may_not_be_read_is_told_if_it_is_called_an_image() -> None:
+    # Not pytest's own folder, into which nobody else may look.
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "photo.png").touch(0o000)
+        (folder / "notes").touch(0o000)
+        (folder / "closed").mkdir(0o000)
+        code, error = decline_as_nobody(folder / "photo.png")
+        assert (code, error.count(b"\n")) == (1, 1)
+        assert b"permission denied; nothing was segmented" in error
+        assert decline_as_nobody(folder / "notes") == (66, b"")
+        assert decline_as_nobody(folder / "closed") == (66, b"")
+        assert decline_as_nobody(folder) == (66, b"")
+        assert decline_as_nobody(folder / "closed" / "photo.png")[0] == 1
 
 
 FLAGS = [

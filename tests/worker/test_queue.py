@@ -58,6 +58,20 @@ class TestOrder:
             assert load(photo).returncode == 0
         assert silent.process.poll() is None
 
+    @pytest.mark.usefixtures("long_work")
+    def test_files_that_vanish_or_change_while_they_wait(self, photos: list[Path], start: Start) -> None:
+        loadings = []
+        for photo in photos[:3]:
+            loadings.append(start(photo))
+            loadings[-1].read_image()
+            wait_until(lambda: status()["waiting_count"] == len(loadings) - 1, status)
+        photos[1].unlink()
+        photos[2].write_bytes(photos[3].read_bytes())
+        loadings[0].process.kill()
+        for loading, what in zip(loadings[1:], ("is not there any more", "was changed while it waited"), strict=True):
+            code, _, error = loading.finish()
+            assert (code, error.count("\n"), what in error) == (1, 1, True), error
+
 
 class TestCancelling:
     """The work that is cancelled would take minutes: what follows at once shows that it has ended."""

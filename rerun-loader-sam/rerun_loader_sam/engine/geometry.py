@@ -63,9 +63,9 @@ def crops(image_hw: tuple[int, int], n_layers: int, overlap_ratio: float) -> lis
 
 
 def model_input_hw(size_hw: tuple[int, int], long_side: int) -> tuple[int, int]:
-    """The size of an image once its longer side has the model's `long_side`."""
+    """The size of an image once its longer side has the model's `long_side`; the other is one pixel at least."""
     scale = long_side / max(size_hw)
-    return int(size_hw[0] * scale + 0.5), int(size_hw[1] * scale + 0.5)
+    return max(int(size_hw[0] * scale + 0.5), 1), max(int(size_hw[1] * scale + 0.5), 1)
 
 
 def is_cut_off(box_xyxy: Box, crop: Crop, image_hw: tuple[int, int]) -> bool:

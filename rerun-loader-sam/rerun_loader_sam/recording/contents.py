@@ -28,7 +28,12 @@ LEVEL_COLORS = {"INFO": (255, 255, 255), "WARN": (255, 200, 60), "ERROR": (255, 
 
 def log_image(recording: Recording, pixels: NDArray[np.generic], color_model: Literal["L", "RGB", "RGBA"]) -> None:
     """Log the image: (H, W) or (H, W, 3 or 4), with `color_model` L, RGB or RGBA."""
-    recording.log(IMAGE, rr.Image(pixels, color_model=color_model))
+    height, width = pixels.shape[:2]
+    # Not the array itself: the SDK would take a single row of pixels for a column of channels.
+    image = rr.Image(
+        bytes=pixels.tobytes(), width=width, height=height, color_model=color_model, datatype=pixels.dtype.type
+    )
+    recording.log(IMAGE, image)
 
 
 def log_blueprint(recording: Recording) -> None:
