@@ -116,7 +116,7 @@ def _segment(request: Request, settings: Settings, output: RrdFile | RrdPipe, le
 
     def report(text: str, level: str) -> None:
         if is_watched:
-            say(text if level == "INFO" else f"{level}: {text}", output.error_fd)
+            say(text, output.error_fd, level)
 
     target = output.part if isinstance(output, RrdFile) else output.write
     segmenter = Segmenter(settings, machine_turn)

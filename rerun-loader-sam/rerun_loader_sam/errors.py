@@ -18,3 +18,9 @@ def describe(error: BaseException) -> str:
         return str(error)
     text = " ".join(str(error).split())[:300]
     return f"internal error, {type(error).__name__}: {text}; please report it"
+
+
+def first_line(error: BaseException) -> str:
+    """What `error` says, without what a library adds below."""
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__

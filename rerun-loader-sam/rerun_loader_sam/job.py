@@ -186,7 +186,6 @@ class Job:
             contents.log_annotations(recording, len(masks))
         tensor_limit_bytes = self._settings.tensor_mib * 2**20
         reduction = contents.log_masks(recording, masks, size_hw, tensor_limit_bytes)
-        recording.flush()
         if reduction > 1:
             self._log(
                 step,

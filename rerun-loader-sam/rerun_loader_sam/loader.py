@@ -47,8 +47,10 @@ def _is_for_worker(arguments: "list[str]") -> bool:
     return is_plain and "RERUN_SAM_WORKER" not in os.environ and not os.isatty(1)
 
 
-def say(text: str, fd: int = 2) -> None:
+def say(text: str, fd: int = 2, level: str = "INFO") -> None:
     """Write one line to a person, in an encoding that cannot fail, past whatever sys.stderr may be."""
+    if level != "INFO":
+        text = f"{level}: {text}"
     try:
         os.write(fd, f"rerun-loader-sam: {text}\n".encode("utf-8", "surrogateescape"))
     except OSError:  # nobody listens

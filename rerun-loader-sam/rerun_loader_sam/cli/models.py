@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rerun_loader_sam.errors import UserError
 from rerun_loader_sam.models import store
 from rerun_loader_sam.models.choose import choose_model
-from rerun_loader_sam.models.download import Progress, Say, fetch, remove
+from rerun_loader_sam.models.download import Progress, Say, fetch, remove, said_by_tenths
 from rerun_loader_sam.models.registry import (
     ENTRIES,
     OFFICIAL,
@@ -173,16 +173,7 @@ def _shown(entry: RemoteEntry) -> Iterator[tuple[Progress, Say]]:
             yield draw, lambda line: tqdm.write(line, file=sys.stderr)
         return
 
-    next_percent = 0
-
-    def write(done_bytes: int, total_bytes: int) -> None:
-        nonlocal next_percent
-        percent = 100 * done_bytes // total_bytes
-        if percent >= next_percent:
-            next_percent = percent - percent % 10 + 10
-            _say(f"{entry.name}: {percent} % of {_mb(total_bytes)}")
-
-    yield write, _say
+    yield said_by_tenths(entry, _say), _say
 
 
 def _say(line: str) -> None:

@@ -11,7 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
-from rerun_loader_sam.errors import UserError
+from rerun_loader_sam.engine.device import usable_device
+from rerun_loader_sam.errors import UserError, first_line
 
 StateDict = dict[str, torch.Tensor]
 
@@ -40,7 +41,7 @@ def load_model(name_or_path: str | Path, device: str | torch.device = "cpu") -> 
         UserError: The file is missing, damaged or no Segment Anything checkpoint, or there is no such device.
     """
     path = _resolve(name_or_path)
-    target = _usable_device(device)
+    target = usable_device(device)
     state, metadata = _read(path)
     try:
         if _PATCHES in state and "image_encoder.blocks.0.attn.qkv.weight" in state:
@@ -59,7 +60,7 @@ def load_model(name_or_path: str | Path, device: str | torch.device = "cpu") -> 
         sam.load_state_dict(state, assign=True)
     except (KeyError, ValueError, TypeError, RuntimeError, IndexError) as error:
         raise UserError(
-            f"{path} does not fit the architecture that it seems to have ({_first_line(error)}); "
+            f"{path} does not fit the architecture that it seems to have ({first_line(error)}); "
             "nothing was loaded; fetch it again or choose another file with RERUN_SAM_MODEL"
         ) from error
     _fill_unsaved_buffers(sam)
@@ -95,18 +96,6 @@ def _resolve(name_or_path: str | Path) -> Path:
     raise UserError(f"the checkpoint {path} {what}; nothing was loaded; set RERUN_SAM_MODEL to a model or a file")
 
 
-def _usable_device(device: str | torch.device) -> torch.device:
-    try:
-        target = torch.device(device)
-        torch.empty(0, device=target)
-    except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
-        raise UserError(
-            f"the device {str(device)!r} cannot be used ({_first_line(error)}); nothing was loaded; "
-            "set RERUN_SAM_DEVICE to cpu or auto"
-        ) from error
-    return target
-
-
 def _read(path: Path) -> tuple[StateDict, dict[str, str]]:
     """State dict and metadata of a file, on the CPU."""
     try:
@@ -117,10 +106,10 @@ def _read(path: Path) -> tuple[StateDict, dict[str, str]]:
         with warnings.catch_warnings(action="ignore"):  # of other programs' pickles: either it loads or it does not
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except OSError as error:
-        raise UserError(f"the checkpoint {path} cannot be read ({_first_line(error)}); nothing was loaded") from error
+        raise UserError(f"the checkpoint {path} cannot be read ({first_line(error)}); nothing was loaded") from error
     except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
         raise UserError(
-            f"{path} is no checkpoint or is damaged ({_first_line(error)}); nothing was loaded; "
+            f"{path} is no checkpoint or is damaged ({first_line(error)}); nothing was loaded; "
             "remove it and fetch it again, or choose another file with RERUN_SAM_MODEL"
         ) from error
     return _state_dict_in(content, path), {}
@@ -199,8 +188,3 @@ def _count(state: StateDict, pattern: str) -> int:
     while pattern.format(count) in state:
         count += 1
     return count
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__

@@ -2,7 +2,7 @@
 
 import torch
 
-from rerun_loader_sam.errors import UserError
+from rerun_loader_sam.errors import UserError, first_line
 
 
 def choose_device(setting: str) -> str:
@@ -10,16 +10,21 @@ def choose_device(setting: str) -> str:
 
     Raises UserError where a device is named that this machine, or this build of torch, does not have.
     """
-    has_mps = torch.backends.mps.is_available()
-    if setting == "auto":
-        if torch.cuda.is_available():
-            return "cuda"
-        return "mps" if has_mps else "cpu"
-    family, _, number = setting.partition(":")
-    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(has_mps)}[family]
-    if int(number or 0) >= count:
+    if setting != "auto":
+        return str(usable_device(setting))
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """`device`, tried. Raises UserError where it is none that works here."""
+    try:
+        target = torch.device(device)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
         raise UserError(
-            f"RERUN_SAM_DEVICE: there is no {setting!r} here (torch {torch.__version__} sees {count} of {family}); "
-            "nothing was segmented, unset it or set it to auto"
-        )
-    return setting
+            f"the device {str(device)!r} cannot be used ({first_line(error)}); nothing was loaded; "
+            "set RERUN_SAM_DEVICE to cpu or auto"
+        ) from error
+    return target

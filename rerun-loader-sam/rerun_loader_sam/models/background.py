@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rerun_loader_sam.errors import UserError
 from rerun_loader_sam.models import store
-from rerun_loader_sam.models.download import fetch
+from rerun_loader_sam.models.download import fetch, said_by_tenths
 from rerun_loader_sam.models.lock import is_being_fetched, try_lock
 from rerun_loader_sam.models.registry import OFFICIAL, RemoteEntry
 
@@ -89,17 +89,8 @@ def log_path(entry: RemoteEntry) -> Path:
 
 def run(entry: RemoteEntry) -> int:
     """Fetch `entry` here and now, remembering a failure for `start_fetch`; the process's exit code."""
-    next_percent = 0
-
-    def progress(done_bytes: int, total_bytes: int) -> None:
-        nonlocal next_percent
-        percent = 100 * done_bytes // total_bytes
-        if percent >= next_percent:
-            next_percent = percent - percent % 10 + 10
-            _log(f"{entry.name}: {percent} % of {total_bytes / 1e6:.0f} MB")
-
     try:
-        path = fetch(entry, progress, _log)
+        path = fetch(entry, said_by_tenths(entry, _log), _log)
     except UserError as error:
         _log(str(error))
         _save_attempt(entry, str(error))

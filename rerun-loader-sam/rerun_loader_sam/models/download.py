@@ -74,6 +74,20 @@ def fetch(
     return store.checkpoint_path(entry)
 
 
+def said_by_tenths(entry: RemoteEntry, say: Say) -> Progress:
+    """Progress as lines, one for each tenth of the file: for a log."""
+    next_percent = 0
+
+    def progress(done_bytes: int, total_bytes: int) -> None:
+        nonlocal next_percent
+        percent = 100 * done_bytes // total_bytes
+        if percent >= next_percent:
+            next_percent = percent - percent % 10 + 10
+            say(f"{entry.name}: {percent} % of {_mb(total_bytes)}")
+
+    return progress
+
+
 def remove(entry: RemoteEntry) -> int:
     """Remove the checkpoint of `entry` and its unfinished download; returns the bytes that this freed.
 

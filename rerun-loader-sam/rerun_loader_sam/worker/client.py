@@ -167,8 +167,7 @@ class _Relay:
         if kind == "taken":
             self._is_taken = True
         elif kind == "log":
-            text, level = str(header.get("text")), header.get("level")
-            say(text if level == "INFO" else f"{level}: {text}")
+            say(str(header.get("text")), level=str(header.get("level")))
 
     def _receive(self, count: int) -> bytes:
         content = bytearray(count)
