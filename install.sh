@@ -142,9 +142,9 @@ install_torch() {
     fi
     step "Installing PyTorch"
     if [ "$(uname -s)" = Linux ] && ! has_nvidia_gpu && can_reach "$CPU_INDEX/torch/"; then
-        pip_install --index-url "$CPU_INDEX" "torch>=2.2" "torchvision>=0.17" && return
+        pip_install --index-url "$CPU_INDEX" "torch>=2.3" "torchvision>=0.18" && return
     fi
-    pip_install "torch>=2.2" "torchvision>=0.17" || fail "PyTorch could not be installed; see above, then run this again"
+    pip_install "torch>=2.3" "torchvision>=0.18" || fail "PyTorch could not be installed; see above, then run this again"
 }
 
 has_nvidia_gpu() { command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU; }

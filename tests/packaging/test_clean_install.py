@@ -53,10 +53,10 @@ def test_the_wheel_holds_what_is_needed_and_nothing_else(wheel: Path) -> None:
     assert {name.split("/")[0].removesuffix("-0.1.0.dist-info") for name in names} == {"rerun_loader_sam"}
 
 
-@pytest.fixture(params=["oldest", "newest"])
-def programs(request: pytest.FixtureRequest, wheel: Path, tmp_path: Path) -> Iterator[Path]:
+@pytest.fixture(scope="module", params=["oldest", "newest"])
+def programs(request: pytest.FixtureRequest, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder with the programs of an environment in which the wheel is installed, and nothing else was before."""
-    environment = tmp_path / "environment"
+    environment = tmp_path_factory.mktemp(request.param)
     subprocess.run([sys.executable, "-m", "venv", environment], check=True)
     pinned = oldest_of(PROJECT["dependencies"]) if request.param == "oldest" else []
     install = [environment / "bin" / "pip", "install", "-q", "--no-cache-dir", wheel, *pinned]
@@ -111,3 +111,26 @@ def test_it_works_there(
     assert outcome.returncode == 0, outcome.stderr.decode()
     assert int(outcome.stdout) >= 1
     run("rerun-sam", "worker", "stop")
+
+
+def test_no_known_vulnerability_is_in_the_newest(programs: Path, tmp_path: Path) -> None:
+    environment = programs.parent
+    if environment.name.startswith("oldest"):
+        pytest.skip("a person who keeps old packages knows of their faults")
+    audit = tmp_path / "audit"
+    subprocess.run([sys.executable, "-m", "venv", audit], check=True)
+    subprocess.run([audit / "bin" / "pip", "install", "-q", "pip-audit"], capture_output=True, check=True)
+    (packages,) = environment.glob("lib/python*/site-packages")
+    outcome = subprocess.run(
+        [audit / "bin" / "pip-audit", "--path", packages, "--format", "json", "--progress-spinner", "off"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = json.loads(outcome.stdout)["dependencies"] if outcome.stdout else []
+    audited = [package for package in found if "vulns" in package]
+    if not audited:
+        pytest.skip(
+            f"the service with the vulnerabilities cannot be asked from here: {outcome.stderr.strip()[-200:]}"
+        )
+    assert [package for package in audited if package["vulns"] and package["name"] != "pip"] == []
