@@ -28,6 +28,20 @@ def test_every_command_has_help_and_is_in_the_readme(command: str) -> None:
     assert f"rerun-sam {command}" in README.read_text()
 
 
+@pytest.mark.parametrize("command", ["models", "service", "worker"])
+def test_every_action_of_a_command_has_help_and_is_in_the_readme(command: str) -> None:
+    actions = re.findall(r"^    ([a-z][a-z-]+)(?:  |$)", run(command, "--help").stdout, re.MULTILINE)
+    assert len(actions) >= 2
+    for action in actions:
+        assert run(command, action, "--help").returncode == 0
+        assert re.search(rf"`?rerun-sam {command} [^`\n]*{action}", README.read_text()), action
+
+
+def test_every_command_of_the_readme_is_one() -> None:
+    named = set(re.findall(r"rerun-sam ([a-z]+)", README.read_text()))
+    assert named == set(COMMANDS)
+
+
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Settings)])
 def test_every_setting_is_in_the_readme_with_its_default(name: str) -> None:
     (row,) = re.findall(rf"^\| `{name}` \| (.+?) \|", README.read_text(), re.MULTILINE)

@@ -14,6 +14,8 @@ from rerun_loader_sam.errors import UserError
 from rerun_loader_sam.orientation import UPRIGHT
 from rerun_loader_sam.sniff import open_regular
 
+_ROWS_AT_ONCE = 256
+
 
 @dataclasses.dataclass(frozen=True)
 class LoadedImage:
@@ -55,7 +57,8 @@ def load_image(path: Path, max_megapixels: float) -> LoadedImage:
                 is_one_of_several = _is_animated(image)
                 image.load()
                 orientation = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
-                upright = _convert(ImageOps.exif_transpose(image), is_one_of_several)
+                ImageOps.exif_transpose(image, in_place=True)  # a copy of a large image costs hundreds of MB
+                upright = _convert(image, is_one_of_several)
                 return dataclasses.replace(upright, orientation=orientation)
     except UserError:
         raise
@@ -101,11 +104,9 @@ def _convert(image: Image.Image, is_one_of_several: bool) -> LoadedImage:
         grey = np.asarray(image.convert("L"))
         return LoadedImage(grey, np.repeat(grey[:, :, None], 3, axis=2), "L", ", ".join(notes))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        rgba = (
-            image.convert("RGBA")
-            if image.mode not in ("La", "RGBa")
-            else image.convert(image.mode.upper()).convert("RGBA")
-        )
+        # Pillow turns premultiplied colours into plain ones, and LA into RGBA, in steps of their own.
+        plain = image.convert(image.mode.upper()) if image.mode in ("La", "RGBa") else image
+        rgba = plain if plain.mode == "RGBA" else plain.convert("RGBA")
         backdrop = Image.new("RGBA", rgba.size, "white")
         rgb = np.asarray(Image.alpha_composite(backdrop, rgba).convert("RGB"))
         notes.append("transparency on white for the model")
@@ -118,8 +119,15 @@ def _convert(image: Image.Image, is_one_of_several: bool) -> LoadedImage:
 
 def _stretched(values: NDArray[np.uint16] | NDArray[np.float32]) -> NDArray[np.uint8]:
     """Grey values from their smallest to their largest finite one as (H, W, 3) uint8 from 0 to 255."""
-    finite = np.isfinite(values)
-    low, high = (float(values[finite].min()), float(values[finite].max())) if finite.any() else (0.0, 0.0)
+    # In pieces: what lies between takes several times the memory of the result.
+    pieces = [values[row : row + _ROWS_AT_ONCE] for row in range(0, len(values), _ROWS_AT_ONCE)]
+    ranges = [(some.min(), some.max()) for piece in pieces if (some := piece[np.isfinite(piece)]).size]
+    low = min((float(lowest) for lowest, _ in ranges), default=0.0)
+    high = max((float(highest) for _, highest in ranges), default=0.0)
     scale = 255.0 / (high - low) if high > low else 0.0
-    grey = (np.nan_to_num(values.astype(np.float32), nan=low, posinf=high, neginf=low) - low) * scale
-    return np.repeat(np.clip(grey, 0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
+    rgb = np.empty((*values.shape, 3), np.uint8)
+    for number, piece in enumerate(pieces):
+        grey = (np.nan_to_num(piece.astype(np.float32), nan=low, posinf=high, neginf=low) - low) * scale
+        row = number * _ROWS_AT_ONCE
+        rgb[row : row + len(piece)] = np.clip(grey, 0, 255).astype(np.uint8)[:, :, None]
+    return rgb

@@ -59,7 +59,7 @@ def programs(request: pytest.FixtureRequest, wheel: Path, tmp_path_factory: pyte
     environment = tmp_path_factory.mktemp(request.param)
     subprocess.run([sys.executable, "-m", "venv", environment], check=True)
     pinned = oldest_of(PROJECT["dependencies"]) if request.param == "oldest" else []
-    install = [environment / "bin" / "pip", "install", "-q", "--no-cache-dir", wheel, *pinned]
+    install = [environment / "bin" / "pip", "install", "-q", wheel, *pinned]
     outcome = subprocess.run(install, capture_output=True, text=True, check=False)
     assert outcome.returncode == 0, outcome.stderr[-2000:]
     listing = subprocess.run(
