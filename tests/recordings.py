@@ -15,7 +15,7 @@ from sdks import Sdk
 
 _STREAM_HEADER_BYTES = 12
 _MESSAGE_HEAD = struct.Struct("<QQ")  # kind, length of what follows
-_DTYPES = {6: np.uint8, 7: np.uint16, 33: np.float32}  # rerun's ChannelDatatype: U8, U16, F32
+_DTYPES = {6: np.uint8, 8: np.uint16, 34: np.float32}  # rerun's ChannelDatatype: U8, U16, F32
 _CHANNELS = {None: 1, 1: 1, 2: 3, 3: 4}  # rerun's ColorModel: L, RGB, RGBA
 
 

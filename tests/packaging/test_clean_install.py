@@ -104,7 +104,8 @@ def test_it_works_there(
     program = (
         "import sys, numpy, PIL.Image\nfrom rerun_loader_sam import AutomaticMaskGenerator, load_model\n"
         "image = numpy.asarray(PIL.Image.open(sys.argv[1]))\n"
-        "generator = AutomaticMaskGenerator(load_model('nano'), points_per_side=4, pred_iou_thresh=0.0)\n"
+        "all_of_them = {'pred_iou_thresh': 0.0, 'stability_score_thresh': 0.0}\n"
+        "generator = AutomaticMaskGenerator(load_model('nano'), points_per_side=4, **all_of_them)\n"
         "print(len(generator.generate(image)))"
     )
     outcome = run(programs / "python", "-c", program, photo)
