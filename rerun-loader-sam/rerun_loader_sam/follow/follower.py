@@ -1,6 +1,7 @@
 """Follows one viewer of 0.41 or later: has each image that it opens segmented once, over that image."""
 
 import dataclasses
+import functools
 import os
 import subprocess
 import time
@@ -94,7 +95,9 @@ class Follower:
         if not self._only_announced:
             self._read_log()
         stores = self._viewer.stores()
-        self._announced = [announced for announced in self._announced if not self._place(announced, stores)]
+        # A viewer answers once a frame: each recording is asked once, however many images were dropped.
+        images = functools.cache(self._viewer.images)
+        self._announced = [announced for announced in self._announced if not self._place(announced, stores, images)]
         if not self._only_announced:
             for store in stores:
                 if self._has_program_images:
@@ -121,15 +124,22 @@ class Follower:
             self._finish(work, is_done=False)
         self._queue = []
 
-    def _place(self, announced: _Announced, stores: list[StoreName]) -> bool:
+    def _place(
+        self, announced: _Announced, stores: list[StoreName], images: Callable[[StoreName], list[HeldImage]]
+    ) -> bool:
         """Find the recording that holds an announced image and queue it; whether the announcement is dealt with."""
         parts = entity_parts(announced.file.path)
-        for store in reversed(stores):
-            for image in self._viewer.images(store, parts):
-                if list(image.parts) == parts and self._take(image, announced.file.location):
-                    return True
-        # A viewer that cannot read the file says so itself; one that shows it again opens no new recording.
-        return time.monotonic() > announced.deadline_s
+        if any(self._take_of(parts, images(store), announced) for store in reversed(stores)):
+            return True
+        if time.monotonic() <= announced.deadline_s:
+            return False
+        # A viewer that cannot read the file says so itself; one that shows it again opens no new recording. What is
+        # left are recordings with more entities than are told at once.
+        any(self._take_of(parts, self._viewer.images(store, parts), announced) for store in reversed(stores))
+        return True
+
+    def _take_of(self, parts: list[str], images: list[HeldImage], announced: _Announced) -> bool:
+        return any(list(image.parts) == parts and self._take(image, announced.file.location) for image in images)
 
     def _take(self, image: HeldImage, location: Path) -> bool:
         self._explained.add(image.store.store_id)
