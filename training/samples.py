@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,9 +172,9 @@ def stack(samples: list[tuple[NDArray[np.generic], ...]]) -> Batch:
 class SceneWindow:
     """The most recent scenes of a series, kept in a file so that a resumed training need not make them again."""
 
-    def __init__(self, folder: Path, seed: int, capacity: int) -> None:
+    def __init__(self, folder: Path, seed: int, capacity: int, cutouts: Sequence[Path]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.seed, self.capacity = seed, capacity
+        self.seed, self.capacity, self.cutouts = seed, capacity, cutouts
         record = np.dtype(
             [
                 ("number", np.int64),
@@ -193,7 +193,7 @@ class SceneWindow:
         """Scene number `index`, made now if it is not in the window."""
         slot = self.slots[index % self.capacity]
         if slot["number"] != index + 1:
-            scene = make_scene(self.seed, index)
+            scene = make_scene(self.seed, index, self.cutouts)
             slot["image"], slot["regions"], slot["parents"] = scene.image, scene.regions, scene.parents
             slot["number"] = index + 1
         return Scene(slot["image"], slot["regions"], slot["parents"])
@@ -202,14 +202,23 @@ class SceneWindow:
 class BatchStream(torch.utils.data.IterableDataset[Batch]):
     """Endless batches from step `first_step` on; step k of a seed always has the same data."""
 
-    def __init__(self, folder: Path, seed: int, stages: list[Stage], first_step: int, capacity: int = 900) -> None:
-        self.folder, self.seed, self.stages = folder, seed, stages
+    def __init__(
+        self,
+        folder: Path,
+        seed: int,
+        stages: list[Stage],
+        first_step: int,
+        *,
+        capacity: int = 900,
+        cutouts: Sequence[Path] = (),
+    ) -> None:
+        self.folder, self.seed, self.stages, self.cutouts = folder, seed, stages, cutouts
         self.first_step, self.capacity = first_step, capacity
 
     def __iter__(self) -> Iterator[Batch]:  # noqa: D105
         cv2.setNumThreads(1)
         torch.set_num_threads(1)
-        window = SceneWindow(self.folder, self.seed, self.capacity)
+        window = SceneWindow(self.folder, self.seed, self.capacity, self.cutouts)
         step, available = 0, 24.0
         for stage in self.stages:
             for _ in range(stage.steps):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cutouts import place_cutout
 from shapes import Patch, half_plane, random_family, random_patch
 from textures import FloatImage, fractal_noise, random_colour, similar_colour, texture
 
@@ -262,6 +265,55 @@ def _add_cluster(canvas: _Canvas) -> None:
         _add_thing(canvas, member, place, radius * rng.uniform(0.75, 1.3), angle)
 
 
+def _add_cutout(canvas: _Canvas, path: Path, centre: tuple[float, float], radius: float) -> None:
+    rng = canvas.rng
+    placed = place_cutout(rng, path, canvas.size, centre, radius)
+    if placed is None or (placed.patch.alpha > 0.5).sum() < MIN_REGION_PX:
+        return
+    whole = canvas.new_region(None)
+    if whole is None:
+        return
+    if rng.random() < 0.4:
+        length, direction = radius * rng.uniform(0.03, 0.4), rng.uniform(0, 2 * math.pi)
+        shift = (length * math.sin(direction), length * math.cos(direction))
+        canvas.darken(placed.patch, shift, max(0.6, radius * rng.uniform(0.01, 0.2)), rng.uniform(0.15, 0.65))
+    surface = placed.colours
+    _shade(rng, placed.patch, surface)
+    canvas.paint(placed.patch, surface, whole, float(rng.choice([0.0, 0.6, 1.2], p=[0.4, 0.4, 0.2])))
+    inside = placed.patch.alpha > 0.5
+    for number in range(1, int(placed.parts.max(initial=0)) + 1):
+        part = inside & (placed.parts == number)
+        if np.count_nonzero(part) >= MIN_REGION_PX:
+            region = canvas.new_region(whole)
+            if region is None:
+                return
+            canvas.regions[placed.patch.window][part] = region
+
+
+def _add_cutouts(canvas: _Canvas, files: Sequence[Path]) -> None:
+    """Things that stand alone, in front of a blurred backdrop, or many of a kind."""
+    rng, size = canvas.rng, canvas.size
+    if rng.random() < 0.35:
+        canvas.image = cv2.GaussianBlur(canvas.image, (0, 0), rng.uniform(1.0, 5.0))
+        for _ in range(int(rng.integers(1, 3))):
+            centre = (size * rng.uniform(0.25, 0.75), size * rng.uniform(0.3, 0.8))
+            _add_cutout(canvas, files[int(rng.integers(len(files)))], centre, size * rng.uniform(0.15, 0.42))
+        return
+    if rng.random() < 0.25:
+        path, radius = (
+            files[int(rng.integers(len(files)))],
+            size * math.exp(rng.uniform(math.log(0.03), math.log(0.12))),
+        )
+        middle, spread = rng.uniform(0.2, 0.8, 2) * size, radius * rng.uniform(1.5, 6)
+        for _ in range(int(rng.integers(3, 12))):
+            x, y = middle + rng.normal(0, spread, 2)
+            _add_cutout(canvas, path, (float(x), float(y)), radius * rng.uniform(0.75, 1.3))
+    for _ in range(int(rng.integers(1, 8))):
+        centre = (float(rng.uniform(0, size)), float(rng.uniform(0, size)))
+        radius = size * math.exp(rng.uniform(math.log(0.04), math.log(0.35)))
+        _add_cutout(canvas, files[int(rng.integers(len(files)))], centre, radius)
+
+
 def _finish(canvas: _Canvas) -> NDArray[np.uint8]:
     """What light and a camera do to the whole image."""
     rng, size, image = canvas.rng, canvas.size, canvas.image
@@ -285,8 +337,11 @@ def _finish(canvas: _Canvas) -> NDArray[np.uint8]:
     return np.ascontiguousarray(finished)
 
 
-def make_scene(seed: int, index: int) -> Scene:
-    """Scene number `index` of the endless series that `seed` names; always the same one."""
+def make_scene(seed: int, index: int, cutouts: Sequence[Path] = ()) -> Scene:
+    """Scene number `index` of the endless series that `seed` names; always the same one.
+
+    `cutouts`: files for `cutouts.place_cutout`; most scenes then hold some of them.
+    """
     rng = np.random.default_rng((seed, index))
     size = SCENE_SIZE
     base = texture(rng, size, size, random_colour(rng), float(rng.choice([0.2, 0.6, 1.3])))
@@ -294,7 +349,11 @@ def make_scene(seed: int, index: int) -> Scene:
     _add_backdrop(canvas)
     if rng.random() < 0.35:
         _add_cluster(canvas)
-    _add_things(canvas)
+    crowded = not cutouts or rng.random() < 0.6
+    if crowded:
+        _add_things(canvas)
+    if cutouts and (not crowded or rng.random() < 0.5):
+        _add_cutouts(canvas, cutouts)
     if rng.random() < 0.3:
         _add_cluster(canvas)
     if rng.random() < 0.2:

@@ -1,9 +1,13 @@
-"""Train the shipped nano model from nothing, on a CPU: `python training/train.py --run DIR`.
+"""Train the shipped nano model on a CPU.
 
-Runs through `STAGES`, logs to DIR/log.jsonl, keeps DIR/last.pt to resume from (run the same command again), and
-writes the averaged weights to DIR/nano.safetensors. Everything runs at the lowest priority: one single-threaded
-process for each core, that meets the others once a step to average gradients (threads would meet at every
-operation, and wait for each other whenever somebody else uses a core), and for each of them one that makes data.
+    python training/train.py --run DIR                                   # from nothing, through STAGES
+    python training/train.py --run OTHER --start DIR/nano.safetensors    # goes on, through LATER_STAGES
+
+A later run has the batch norms folded away, and cutouts in its scenes (see `cutouts`) if they are installed.
+It logs to DIR/log.jsonl, keeps DIR/last.pt to resume from (run the same command again), and writes the averaged
+weights to DIR/nano.safetensors. Everything runs at the lowest priority: one single-threaded process for each core,
+that meets the others once a step to average gradients (threads would meet at every operation, and wait for each
+other whenever somebody else uses a core), and for each of them one that makes data.
 """
 
 from __future__ import annotations
@@ -32,10 +36,12 @@ if __name__ == "__main__" and any(os.environ.get(name) != v for name, v in ALLOC
 
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 from segment_anything.modeling import Sam  # noqa: E402
 from torch.multiprocessing.spawn import start_processes  # noqa: E402
 from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 
+from cutouts import OPEN_CLIP_ART, cutout_files  # noqa: E402
 from decode import decode_prompts  # noqa: E402
 from losses import DenseHelp, prompt_losses  # noqa: E402
 from rerun_loader_sam.engine.nano import (  # noqa: E402
@@ -51,6 +57,10 @@ STAGES = (
     Stage(size=256, batch=4, prompts=10, steps=1800, new_scenes=0.5),
     Stage(size=384, batch=2, prompts=10, steps=400, new_scenes=0.5),
 )
+LATER_STAGES = (
+    Stage(size=256, batch=4, prompts=10, steps=1400, new_scenes=0.5),
+    Stage(size=384, batch=2, prompts=10, steps=1000, new_scenes=0.5),
+)
 SHIPPED_IMG_SIZE = 384
 """Input side of the written checkpoint: the size of the last stage, where it is best (benchmarks/quality.py)."""
 GENERATOR_DEFAULTS: dict[str, float | int] = {
@@ -64,6 +74,8 @@ GENERATOR_DEFAULTS: dict[str, float | int] = {
 
 HELD_OUT_SEED = 90_001
 HELD_OUT = Stage(size=256, batch=8, prompts=10, steps=4, new_scenes=8)
+HALF_PRODUCTS = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+"""Whether the CPU multiplies bfloat16 by itself; where it does not, float32 is several times faster."""
 SAVE_EVERY, LOG_EVERY, EVALUATE_EVERY = 200, 50, 400
 
 
@@ -80,18 +92,35 @@ class Hyperparameters:
     average: float = 0.998
 
 
+LATER_HYPERPARAMETERS = Hyperparameters(encoder_lr=6e-4, decoder_lr=3e-4, warmup=100, decay=0.6)
+"""For a start from a checkpoint."""
+
+
 class Training:
     """Model, helpers, optimiser and average; `step` counts the finished steps.
 
     One of `processes` equal ones: their gradients are averaged at each step, so their weights stay the same.
     """
 
-    def __init__(self, folder: Path, stages: list[Stage], hyper: Hyperparameters, seed: int, processes: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        stages: list[Stage],
+        hyper: Hyperparameters,
+        seed: int,
+        processes: int,
+        *,
+        start: Path | None = None,
+    ) -> None:
         torch.manual_seed(seed)
         self.processes = processes
         self.folder, self.stages, self.hyper, self.seed = folder, stages, hyper, seed
         self.config = NanoConfig()
         self.sam: Sam = build_nano(self.config)
+        if start is not None:
+            self.config = replace(self.config, folded=True)
+            self.sam = build_nano(self.config)
+            self.sam.load_state_dict(load_file(start))
         self.sam.image_encoder.to(memory_format=torch.channels_last)
         self.help = DenseHelp(self.config.embed_dim)
         encoder = [*self.sam.image_encoder.parameters(), *self.help.parameters()]
@@ -172,12 +201,12 @@ class Training:
         images = (batch.images - self.sam.pixel_mean) / self.sam.pixel_std
         self.sam.prompt_encoder.input_image_size = (images.shape[2], images.shape[3])
         # the fused kernel costs more than it saves on the few positions of small images
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        with torch.autocast("cpu", torch.bfloat16, enabled=HALF_PRODUCTS), sdpa_kernel(SDPBackend.MATH):
             embeddings = self.sam.image_encoder(images)
         likeness, border = self.help(embeddings.float(), batch.regions, batch.wholes)
         logits, predicted = decode_prompts(
             self.sam,
-            embeddings.bfloat16(),
+            embeddings.bfloat16() if HALF_PRODUCTS else embeddings,
             batch.points if ambiguous else None,
             None if ambiguous else batch.boxes,
         )
@@ -230,7 +259,8 @@ def train_process(rank: int, processes: int, arguments: argparse.Namespace) -> N
     """One of the equal processes; the first one also evaluates, logs and saves."""
     torch.set_num_threads(1)
     folder: Path = arguments.run
-    training = Training(folder, arguments.steps, Hyperparameters(), arguments.seed, processes)
+    hyper = LATER_HYPERPARAMETERS if arguments.start else Hyperparameters()
+    training = Training(folder, arguments.stages, hyper, arguments.seed, processes, start=arguments.start)
     if processes > 1:
         meeting_point = f"file://{folder.resolve()}/meeting_point_{os.getppid()}"
         dist.init_process_group("gloo", init_method=meeting_point, rank=rank, world_size=processes)
@@ -239,7 +269,7 @@ def train_process(rank: int, processes: int, arguments: argparse.Namespace) -> N
         for stage in training.stages
     ]
     loader = torch.utils.data.DataLoader(
-        BatchStream(folder, arguments.seed * 100 + rank, shares, training.step),
+        BatchStream(folder, arguments.seed * 100 + rank, shares, training.step, cutouts=cutouts),
         batch_size=None,
         num_workers=1,
         prefetch_factor=6,
@@ -274,19 +304,21 @@ def train_process(rank: int, processes: int, arguments: argparse.Namespace) -> N
             break
 
 
-def parse_stages(text: str) -> list[Stage]:
-    """`STAGES` with other numbers of steps: `1400,1800,400`."""
-    steps = [int(part) for part in text.split(",")]
-    if len(steps) != len(STAGES):
-        raise argparse.ArgumentTypeError(f"expected {len(STAGES)} numbers of steps, got {text!r}")
-    return [replace(stage, steps=count) for stage, count in zip(STAGES, steps, strict=True)]
+def staged(stages: tuple[Stage, ...], steps: str) -> list[Stage]:
+    """`stages` with other numbers of steps: `1400,1800,400`."""
+    counts = [int(part) for part in steps.split(",")]
+    if len(counts) != len(stages):
+        sys.exit(f"train.py: expected {len(stages)} numbers of steps, got {steps!r}")
+    return [replace(stage, steps=count) for stage, count in zip(stages, counts, strict=True)]
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder for log, checkpoints and scenes")
-    parser.add_argument("--steps", type=parse_stages, default=list(STAGES), help="steps of each stage")
+    parser.add_argument("--start", type=Path, help="a checkpoint to begin with")
+    parser.add_argument("--steps", help="steps of each stage, with commas between them")
+    parser.add_argument("--cutouts", type=Path, default=OPEN_CLIP_ART, help="pictures of things, none if not there")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop, resumably, after this time")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1), help="1 or 2")
@@ -295,8 +327,10 @@ def main() -> None:
     os.nice(19)
     if hasattr(os, "SCHED_IDLE"):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    settings = {"stages": [asdict(s) for s in arguments.steps], "hyper": asdict(Hyperparameters())}
-    settings |= {"seed": arguments.seed, "processes": arguments.processes}
+    stages = LATER_STAGES if arguments.start else STAGES
+    arguments.stages = staged(stages, arguments.steps) if arguments.steps else list(stages)
+    settings = {"stages": [asdict(s) for s in arguments.stages], "seed": arguments.seed}
+    settings |= {"processes": arguments.processes, "start": str(arguments.start)}
     (arguments.run / "settings.json").write_text(json.dumps(settings, indent=1))
     torch.set_num_threads(1)
     if arguments.processes == 1:

@@ -7,10 +7,12 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
+from cutouts import cutout_files, place_cutout
 from decode import decode_prompts
 from losses import pairwise_mask_cost
 from rerun_loader_sam.engine.checkpoint import load_model
@@ -22,6 +24,7 @@ from textures import PHOTO_TEXTURES
 from train import SHIPPED_IMG_SIZE
 
 ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = ROOT / "rerun-loader-sam/rerun_loader_sam/weights/nano.safetensors"
 SMALL = NanoConfig(img_size=64, widths=(8, 8, 16, 16))
 
 
@@ -130,6 +133,51 @@ def test_targets_are_those_of_the_points() -> None:
     assert boxes.shape == (5, 4)
 
 
+@pytest.fixture
+def cutouts(tmp_path: Path) -> Path:
+    """A folder with a picture of a red disc with a blue right half on nothing, and two that are no cutouts."""
+    folder = tmp_path / "cutouts"
+    (folder / "icons").mkdir(parents=True)
+    picture = np.zeros((200, 240, 4), np.uint8)
+    cv2.circle(picture, (120, 100), 80, (0, 0, 255, 255), -1)
+    picture[:, 120:, :3][picture[:, 120:, 3] > 0] = (255, 0, 0)
+    cv2.imwrite(str(folder / "disc.png"), picture)
+    cv2.imwrite(str(folder / "icons" / "sign.png"), picture)
+    cv2.imwrite(str(folder / "full.png"), picture[:, :, :3])
+    return folder
+
+
+def test_a_cutout_is_placed_with_its_outline_and_its_parts(cutouts: Path) -> None:
+    assert [path.name for path in cutout_files(cutouts)] == ["disc.png", "full.png"]
+    assert place_cutout(np.random.default_rng(0), cutouts / "full.png", 256, (128, 128), 50) is None
+    n_parts = set()
+    for seed in range(8):
+        placed = place_cutout(np.random.default_rng(seed), cutouts / "disc.png", 256, (128, 128), 50)
+        assert placed is not None
+        inside = placed.patch.alpha > 0.5
+        assert inside.sum() == pytest.approx(np.pi * 50**2, rel=0.05)
+        y, x = (axis.mean() for axis in np.nonzero(inside))
+        assert (placed.patch.y + y, placed.patch.x + x) == pytest.approx((128, 128), abs=2)
+        assert placed.colours.shape == (*inside.shape, 3)
+        assert placed.parts.shape == inside.shape
+        n_parts.add(int(placed.parts.max()))
+        for number in range(1, int(placed.parts.max()) + 1):
+            assert (placed.parts == number)[inside].mean() == pytest.approx(0.5, abs=0.05)
+    assert n_parts == {0, 2}
+
+
+def test_scenes_hold_cutouts_and_their_parts_belong_to_them(cutouts: Path) -> None:
+    files = cutout_files(cutouts)
+    with_parts = 0
+    for index in range(12):
+        scene, again = make_scene(7, index, files), make_scene(7, index, files)
+        np.testing.assert_array_equal(scene.image, again.image)
+        np.testing.assert_array_equal(scene.regions, again.regions)
+        whole_of = ancestry(scene.parents)
+        with_parts += bool((whole_of.sum(1)[np.unique(scene.regions[scene.regions < 255])] > 1).any())
+    assert with_parts > 3
+
+
 def test_photographs_for_looking_at_are_not_in_the_textures() -> None:
     sys.path.insert(0, str(ROOT / "benchmarks"))
     from quality import HELD_OUT_PHOTOGRAPHS
@@ -154,3 +202,15 @@ def test_training_runs_and_resumes(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "settings.json").read_text())["seed"] == 1
     sam = load_model(tmp_path / "nano.safetensors")
     assert sam.image_encoder.img_size == SHIPPED_IMG_SIZE
+
+
+@pytest.mark.slow
+def test_training_goes_on_from_a_checkpoint(tmp_path: Path, cutouts: Path) -> None:
+    command = [sys.executable, "training/train.py", "--run", str(tmp_path / "run"), "--steps", "1,1"]
+    command += ["--start", str(SHIPPED), "--cutouts", str(cutouts)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "rerun-loader-sam")}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=250)
+    before, after = load_model(SHIPPED).state_dict(), load_model(tmp_path / "run" / "nano.safetensors").state_dict()
+    name = "image_encoder.stage2.conv.weight"
+    assert not torch.equal(after[name], before[name])
+    torch.testing.assert_close(after[name], before[name], rtol=0.1, atol=0.01)
