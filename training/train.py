@@ -261,6 +261,8 @@ def train_process(rank: int, processes: int, arguments: argparse.Namespace) -> N
     folder: Path = arguments.run
     hyper = LATER_HYPERPARAMETERS if arguments.start else Hyperparameters()
     training = Training(folder, arguments.stages, hyper, arguments.seed, processes, start=arguments.start)
+    # A first run is to give the same figures wherever it is made.
+    cutouts = cutout_files(arguments.cutouts) if arguments.start else ()
     if processes > 1:
         meeting_point = f"file://{folder.resolve()}/meeting_point_{os.getppid()}"
         dist.init_process_group("gloo", init_method=meeting_point, rank=rank, world_size=processes)
