@@ -58,15 +58,15 @@ STAGES = (
     Stage(size=384, batch=2, prompts=10, steps=400, new_scenes=0.5),
 )
 LATER_STAGES = (
-    Stage(size=256, batch=4, prompts=10, steps=1400, new_scenes=0.5),
-    Stage(size=384, batch=2, prompts=10, steps=1000, new_scenes=0.5),
+    Stage(size=256, batch=4, prompts=10, steps=1200, new_scenes=0.5),
+    Stage(size=384, batch=2, prompts=10, steps=1600, new_scenes=0.5),
 )
 SHIPPED_IMG_SIZE = 384
 """Input side of the written checkpoint: the size of the last stage, where it is best (benchmarks/quality.py)."""
 GENERATOR_DEFAULTS: dict[str, float | int] = {
     "points_per_side": 16,
     "pred_iou_thresh": 0.5,
-    "stability_score_thresh": 0.45,
+    "stability_score_thresh": 0.65,
     "box_nms_thresh": 0.7,
     "min_mask_region_area": 150,
 }

@@ -205,6 +205,18 @@ def test_training_runs_and_resumes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_few_minutes_reach_the_first_figures_of_the_log(tmp_path: Path) -> None:
+    logged = json.loads((ROOT / "training/first_minutes.jsonl").read_text().splitlines()[0])
+    command = [sys.executable, "training/train.py", "--run", str(tmp_path), "--minutes", "0", "--processes", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "rerun-loader-sam")}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=280)
+    reached = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
+    assert reached["step"] == logged["step"]
+    for name in ("mask", "iou_loss", "best_iou", "likeness", "border"):
+        assert reached[name] == pytest.approx(logged[name], rel=0.05), name
+
+
+@pytest.mark.slow
 def test_training_goes_on_from_a_checkpoint(tmp_path: Path, cutouts: Path) -> None:
     command = [sys.executable, "training/train.py", "--run", str(tmp_path / "run"), "--steps", "1,1"]
     command += ["--start", str(SHIPPED), "--cutouts", str(cutouts)]
