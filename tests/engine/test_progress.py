@@ -68,7 +68,7 @@ ADAPTIVE_CASES = [
     ((301, 457), {"points_per_batch": 5}),
     ((203, 270), {"crop_n_layers": 1}),
     ((203, 270), {"min_mask_region_area": 150}),
-    ((203, 270), {"pred_iou_thresh": 0.8, "stability_score_thresh": 0.5}),
+    ((203, 270), {"pred_iou_thresh": 0.8, "stability_score_thresh": 0.1}),
 ]
 
 
