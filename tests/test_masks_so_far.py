@@ -54,6 +54,7 @@ def drawn_and_cleared(recording: Recording) -> tuple[list[Row], Row]:
     *drawn, last = rows
     assert drawn
     assert all("SegmentationImage:buffer" in row.data for row in drawn)
+    assert all("AnnotationContext:context" in row.data for row in drawn)
     assert "Clear:is_recursive" in last.data
     assert {row.times["image"] for row in rows} == {0}
     return drawn, last

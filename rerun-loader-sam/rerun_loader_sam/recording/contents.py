@@ -72,7 +72,9 @@ def place_progress(recording: Recording, size_hw: tuple[int, int]) -> None:
 
 def log_masks_so_far(recording: Recording, masks: list[Mask], size_hw: tuple[int, int]) -> None:
     """Log masks that came up while the work goes on, layered like those at the end, which replace them."""
-    recording.log(MASKS_SO_FAR, rr.SegmentationImage(class_image(masks, size_hw), opacity=MASK_OPACITY))
+    # Without a colour of its own what is no mask would be tinted too; the masks get the viewer's own colours.
+    context = rr.AnnotationContext([rr.AnnotationInfo(id=0, label="no mask", color=(0, 0, 0, 0))])
+    recording.log(MASKS_SO_FAR, rr.SegmentationImage(class_image(masks, size_hw), opacity=MASK_OPACITY), context)
     recording.flush()
 
 
