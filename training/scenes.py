@@ -187,17 +187,22 @@ def _add_limbs(canvas: _Canvas, style: _Style, body: Patch, centre: tuple[float,
         canvas.paint(limb, _surface(rng, limb, colour, style.strength), region, style.softness_px)
 
 
+def _cast_shadow(canvas: _Canvas, patch: Patch, radius: float) -> None:
+    """Often enough, that of a thing of this radius on what lies under it."""
+    rng = canvas.rng
+    if rng.random() < 0.4:
+        length, direction = radius * rng.uniform(0.03, 0.4), rng.uniform(0, 2 * math.pi)
+        shift = (length * math.sin(direction), length * math.cos(direction))
+        canvas.darken(patch, shift, max(0.6, radius * rng.uniform(0.01, 0.2)), rng.uniform(0.15, 0.65))
+
+
 def _add_thing(canvas: _Canvas, style: _Style, centre: tuple[float, float], radius: float, angle: float) -> None:
     rng = canvas.rng
     shape_rng = np.random.default_rng(style.seed)
     body = random_patch(shape_rng, canvas.size, centre, radius, family=style.family, angle=angle)
     if body is None or (body.alpha > 0.5).sum() < MIN_REGION_PX:
         return
-    if rng.random() < 0.4:
-        length = radius * rng.uniform(0.03, 0.4)
-        direction = rng.uniform(0, 2 * math.pi)
-        shift = (length * math.sin(direction), length * math.cos(direction))
-        canvas.darken(body, shift, max(0.6, radius * rng.uniform(0.01, 0.2)), rng.uniform(0.15, 0.65))
+    _cast_shadow(canvas, body, radius)
     whole = canvas.new_region(None)
     if whole is None:
         return
@@ -273,10 +278,7 @@ def _add_cutout(canvas: _Canvas, path: Path, centre: tuple[float, float], radius
     whole = canvas.new_region(None)
     if whole is None:
         return
-    if rng.random() < 0.4:
-        length, direction = radius * rng.uniform(0.03, 0.4), rng.uniform(0, 2 * math.pi)
-        shift = (length * math.sin(direction), length * math.cos(direction))
-        canvas.darken(placed.patch, shift, max(0.6, radius * rng.uniform(0.01, 0.2)), rng.uniform(0.15, 0.65))
+    _cast_shadow(canvas, placed.patch, radius)
     surface = placed.colours
     _shade(rng, placed.patch, surface)
     canvas.paint(placed.patch, surface, whole, float(rng.choice([0.0, 0.6, 1.2], p=[0.4, 0.4, 0.2])))
