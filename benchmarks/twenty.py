@@ -115,9 +115,9 @@ def free_port() -> int:
 
 
 def open_in_viewer(
-    sdk: Sdk, photographs: list[Path], environ: dict[str, str], out: Path
+    sdk: Sdk, photographs: list[Path], environ: dict[str, str], out: Path | None = None
 ) -> tuple[float, MemoryMeter]:
-    """Seconds until the viewer has received all, and what was held meanwhile; `out` is what it has received.
+    """Seconds until the viewer has received all, and what was held meanwhile; `out` keeps what it has received.
 
     The viewer serves what it opens instead of showing it: the same program and the same loaders without a window.
     """
@@ -137,6 +137,16 @@ def open_in_viewer(
         while (status := worker_status(environ)) is None or status["served_count"] != served + len(photographs):
             time.sleep(0.2)
     seconds = time.perf_counter() - started
+    print(f"{len(photographs)} in {seconds:.1f} s, {meter.ours_mib:.0f} MiB", file=sys.stderr, flush=True)
+    if out is not None:
+        save(sdk, port, environ, out)
+    viewer.send_signal(signal.SIGINT)
+    viewer.wait()
+    return seconds, meter
+
+
+def save(sdk: Sdk, port: str, environ: dict[str, str], out: Path) -> None:
+    """Write what the viewer that serves on `port` has received into the file `out`."""
     saving = subprocess.Popen(
         [sdk.viewer, f"rerun+http://127.0.0.1:{port}/proxy", "--save", out, "--port", str(free_port())],
         env=environ,
@@ -146,10 +156,8 @@ def open_in_viewer(
     size = -1
     while not out.exists() or size != (size := out.stat().st_size):
         time.sleep(2)
-    for process in (saving, viewer):
-        process.send_signal(signal.SIGINT)
-        process.wait()
-    return seconds, meter
+    saving.send_signal(signal.SIGINT)
+    saving.wait()
 
 
 def count_of_complete(out: Path, newest: Sdk) -> int:
@@ -182,8 +190,8 @@ def main() -> None:
         photographs = make_photographs(folder, arguments.count + 1, arguments.width)
         out = folder / "out.rrd"
         try:
-            open_in_viewer(sdk, photographs[-1:], environ, out)  # starts the worker
-            single = [open_in_viewer(sdk, [photograph], environ, out) for photograph in photographs[:-1]]
+            open_in_viewer(sdk, photographs[-1:], environ)  # starts the worker
+            single = [open_in_viewer(sdk, [photograph], environ) for photograph in photographs[:-1]]
             total_s, meter = open_in_viewer(sdk, photographs[:-1], environ, out)
             complete = count_of_complete(out, install_sdk(kept, NEWEST))
         finally:
