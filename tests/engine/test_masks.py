@@ -14,6 +14,7 @@ from rerun_loader_sam.masks import Mask, box_xyxy_of_rle, decode_rle, encode_rle
 bitmaps = arrays(np.bool_, st.tuples(st.integers(1, 24), st.integers(1, 24)))
 
 
+@settings(deadline=None)
 @given(bitmaps)
 def test_run_lengths_are_upstreams(pixels: np.ndarray) -> None:
     (expected,) = mask_to_rle_pytorch(torch.from_numpy(pixels)[None])

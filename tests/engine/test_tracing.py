@@ -46,6 +46,28 @@ def test_pixels_and_stability(size_hw: tuple[int, int], roughness: int, shift: f
         assert list(outline.box_xyxy) == batched_mask_to_box(torch.from_numpy(expected)[None])[0].tolist()
 
 
+@pytest.mark.parametrize(
+    "size_hw", [(128, 128), (97, 60), (61, 128), (20, 33), (1, 50), (400, 300), (300, 1000), (1, 1)]
+)
+@pytest.mark.parametrize("roughness", [3, 8, 32])
+@pytest.mark.parametrize("shift", [-7.0, 0.0, 30.0])
+def test_a_box_lies_between_its_bounds(size_hw: tuple[int, int], roughness: int, shift: float) -> None:
+    logits = blobs(roughness, roughness) + shift
+    tracer = Tracer(Crop((0, 0, size_hw[1], size_hw[0]), 0), size_hw, **MODEL)
+    bounds = tracer.box_bounds(logits)
+    _, outline = tracer.trace(logits, 0.0)
+    assert outline is not None
+    if bounds is None:  # too small to be seen
+        assert outline.area < 0.05 * size_hw[0] * size_hw[1]
+        return
+    box = np.array(outline.box_xyxy)
+    for larger, smaller in ((bounds.outer_xyxy, box), (box, bounds.inner_xyxy)):
+        assert (larger[:2] <= smaller[:2]).all()
+        assert (larger[2:] >= smaller[2:]).all()
+    if roughness == 3 and shift == 0:  # they are of use
+        assert (abs(bounds.outer_xyxy - bounds.inner_xyxy) <= 3 * max(size_hw) / LOGITS + 1).all()
+
+
 def test_a_crop_lies_where_it_was_cut() -> None:
     image_hw, box = (220, 310), (40, 30, 200, 150)
     crop = Crop(box, 1)

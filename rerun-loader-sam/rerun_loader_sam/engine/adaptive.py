@@ -15,6 +15,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from rerun_loader_sam.engine.boxes import BoxBounds
 from rerun_loader_sam.engine.geometry import Floats
 from rerun_loader_sam.engine.parallel import Cores
 from rerun_loader_sam.engine.prompting import Candidate, EmbeddedCrop, Made, Needless
@@ -26,9 +27,6 @@ _TOGETHER = 8
 
 # How far below the filter of predicted IoU a rough one may be.
 _FILTER_MARGIN = 0.05
-
-# How much more than the threshold boxes must overlap that are known to half a logit only.
-_BOX_SLACK = 0.1
 
 # A mask is left out for one that is better by this margin, if both sketches and the boxes of both sketches have such
 # an IoU. The margin is one or two standard deviations of the rough predicted IoU.
@@ -64,7 +62,7 @@ def adaptive_masks(
         while (batch := contest.next_batch(min(batch_size, _TOGETHER))) is not None:
             chosen.append(batch)
             # What is kept now decides, not what will be when a core is free: runs give the same masks every time.
-            is_needless = partial(_suppresses, list(contest.kept), box_nms_thresh + _BOX_SLACK)
+            is_needless = partial(_suppresses, list(contest.kept), box_nms_thresh)
             yield partial(embedded.realise, [contest.candidates[i] for i in batch], is_needless)
 
     for masks in cores.in_order(lambda realise: realise(), work()):
@@ -79,7 +77,7 @@ def adaptive_masks(
 class _Kept:
     """A mask that is no duplicate so far, and the candidates that are left out because of it."""
 
-    box_xyxy: Floats
+    box: BoxBounds
     score: float
     left_out: list[int]
 
@@ -154,11 +152,10 @@ class _Contest:
             self._waiting[like] -= 1
             if isinstance(mask, Needless):
                 self._made[index] = False
-                by = _suppresses(self.kept, self._box_nms_thresh, mask.box_xyxy, mask.predicted_iou)
+                by = _suppresses(self.kept, self._box_nms_thresh, mask.box, mask.predicted_iou)
                 self._leave_out(by, np.array([index]))
             elif mask is not None:
-                x, y, width, height = mask.bbox_xywh
-                box = np.array([[x, y, x + width, y + height]])
+                box = BoxBounds.of_mask(mask)
                 if not _suppresses(self.kept, self._box_nms_thresh, box, mask.predicted_iou):
                     kept = _Kept(box, mask.predicted_iou, [])
                     self._keep(kept)
@@ -169,7 +166,7 @@ class _Contest:
         """Take a mask among those that are kept; worse ones that it suppresses stand for nothing any more."""
         still_kept = [mask]
         for other in self.kept:
-            if _suppresses([mask], self._box_nms_thresh, other.box_xyxy, other.score):
+            if _suppresses([mask], self._box_nms_thresh, other.box, other.score):
                 self._open[other.left_out] = True
             else:
                 still_kept.append(other)
@@ -186,19 +183,19 @@ class _Contest:
         area = self._areas[index]
         # Two masks cannot overlap by more than the smaller one: most need not be compared.
         similar = ~self._made & (np.minimum(self._areas, area) > _ALIKE * np.maximum(self._areas, area))
-        similar &= _box_iou(self._boxes, self._boxes[index : index + 1]) > max(_ALIKE_BOX, self._box_nms_thresh)
+        similar &= BoxBounds.exact(self._boxes[index]).least_iou(self._boxes) > max(_ALIKE_BOX, self._box_nms_thresh)
         others = np.flatnonzero(similar)
         shared = np.count_nonzero(self._sketches[others] & self._sketches[index], axis=(1, 2))
         found: npt.NDArray[np.int64] = others[shared > _ALIKE * (self._areas[others] + area - shared)]
         return found
 
 
-def _suppresses(kept: list[_Kept], threshold: float, box_xyxy: Floats, score: float) -> _Kept | None:
-    """Which of the better masks has a box that overlaps a box, (1, 4), by more than the threshold; None of them?"""
+def _suppresses(kept: list[_Kept], threshold: float, box: BoxBounds, score: float) -> _Kept | None:
+    """Which of the better masks has a box that overlaps another's by more than the threshold; None of them?"""
     better = [mask for mask in kept if mask.score >= score]
     if not better:
         return None
-    ious = _box_iou(np.concatenate([mask.box_xyxy for mask in better]), box_xyxy)
+    ious = box.least_iou(np.stack([mask.box.inner_xyxy for mask in better]))
     best = int(ious.argmax())
     return better[best] if ious[best] > threshold else None
 
@@ -208,12 +205,3 @@ def _boxes_xyxy(sketches: npt.NDArray[np.bool_]) -> Floats:
     columns, rows = np.asarray(sketches.any(1)), np.asarray(sketches.any(2))
     (x0, x1), (y0, y1) = ((line.argmax(1), line.shape[1] - line[:, ::-1].argmax(1)) for line in (columns, rows))
     return np.stack([x0, y0, x1, y1], 1).astype(np.float64)
-
-
-def _box_iou(boxes_xyxy: Floats, box_xyxy: Floats) -> Floats:
-    """IoU of each box, (n, 4), with one, (1, 4)."""
-    low, high = np.maximum(boxes_xyxy[:, :2], box_xyxy[:, :2]), np.minimum(boxes_xyxy[:, 2:], box_xyxy[:, 2:])
-    shared = (high - low).clip(min=0).prod(1)
-    areas, area = ((sides[:, 2:] - sides[:, :2]).prod(1) for sides in (boxes_xyxy, box_xyxy))
-    iou: Floats = shared / (areas + area - shared).clip(min=1e-9)
-    return iou

@@ -12,6 +12,7 @@ from segment_anything.modeling import Sam
 
 from rerun_loader_sam.engine.adaptive import adaptive_masks
 from rerun_loader_sam.engine.encoder import encode
+from rerun_loader_sam.engine.exhaustive import exhaustive_masks
 from rerun_loader_sam.engine.geometry import Crop, crops, layer_point_grids, model_input_hw
 from rerun_loader_sam.engine.parallel import Cores
 from rerun_loader_sam.engine.prompting import EmbeddedCrop, Filters
@@ -188,18 +189,16 @@ class AutomaticMaskGenerator:
                 break
             yield None, []
         yield None, []
-        embedded = EmbeddedCrop(self.model, embedding, crop, (image.shape[0], image.shape[1]), filters)
+        image_hw = (image.shape[0], image.shape[1])
+        is_adaptive = self.strategy == "adaptive"
+        embedded = EmbeddedCrop(self.model, embedding, crop, image_hw, filters, estimates=is_adaptive)
         points = self.point_grids[crop.layer] * np.array(crop.size_hw[::-1])
         size = self.points_per_batch
         if embedding.device.type == "cpu":
             tokens = embedding.shape[-2] * embedding.shape[-1]
             size = min(size, _MAX_CPU_BATCH, max(_CPU_BATCH_TOKENS // tokens, 1))
-        if self.strategy == "adaptive" and embedded.can_estimate:
-            yield from adaptive_masks(embedded, points, size, cores, self.box_nms_thresh)
-            return
-        batches = [points[start : start + size] for start in range(0, len(points), size)]
-        for batch, masks in zip(batches, cores.in_order(embedded.answer, batches), strict=True):
-            yield len(batch), masks
+        ask = adaptive_masks if embedded.can_estimate else exhaustive_masks
+        yield from ask(embedded, points, size, cores, self.box_nms_thresh)
 
     def _resized(self, image: Pixels, crop: Crop) -> torch.Tensor:
         """The crop at the model's size, on the model's device: uint8, (1, 3, h, w)."""

@@ -1,6 +1,6 @@
 """From point prompts to filtered masks, for one embedded crop of an image."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -9,6 +9,7 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
+from rerun_loader_sam.engine.boxes import BoxBounds
 from rerun_loader_sam.engine.decoder import FoldedDecoder, FoldedPrediction, FoldedPrompts, can_fold
 from rerun_loader_sam.engine.geometry import Crop, Floats, is_cut_off, model_input_hw
 from rerun_loader_sam.engine.reference import ReferenceImage, ReferencePrediction
@@ -44,15 +45,24 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Needless:
-    """A mask that was not made for its box, (1, 4), XYXY in pixels of the image, known to about half a logit."""
+    """A mask that was not made, because a better one is there that has nearly its box.
 
-    box_xyxy: Floats
+    Attributes:
+        point_xy: See `Candidate`.
+        mask: See `Candidate`.
+        predicted_iou: The model's own estimate of the mask's quality.
+        box: What is known of its box.
+    """
+
+    point_xy: Floats
+    mask: int
     predicted_iou: float
+    box: BoxBounds
 
 
-IsNeedless = Callable[[Floats, float], object]
+IsNeedless = Callable[[BoxBounds, float], object]
 Made = Mask | Needless | None
-"""A candidate once it was answered in full; None if it passes not all filters."""
+"""A mask that passed the filter of predicted IoU; None if it passes not all filters."""
 
 
 class EmbeddedCrop:
@@ -65,6 +75,7 @@ class EmbeddedCrop:
         image_hw: The whole image's size.
         filters: What masks have to pass.
         folded: Whether the fast decoder may be used; the plain one serves models that it does not fit.
+        estimates: Whether rough answers are wanted too.
 
     Attributes:
         can_estimate: Whether `estimate` may be called; the plain decoder has nothing cheaper than its answers.
@@ -79,6 +90,7 @@ class EmbeddedCrop:
         filters: Filters,
         *,
         folded: bool = True,
+        estimates: bool = False,
     ) -> None:
         long_side: int = sam.image_encoder.img_size
         input_hw = model_input_hw(crop.size_hw, long_side)
@@ -88,11 +100,13 @@ class EmbeddedCrop:
         self._filters = filters
         self._scale = np.array([input_hw[1] / crop.size_hw[1], input_hw[0] / crop.size_hw[0]])
         self._decoder: FoldedPrompts | ReferenceImage
-        self.can_estimate: bool = folded and can_fold(sam)
-        if self.can_estimate:
+        is_folded = folded and can_fold(sam)
+        self.can_estimate = is_folded and estimates
+        if is_folded:
             decoder = FoldedDecoder(sam)
             self._decoder = decoder.with_image(embedding, input_hw)
-            self._rough = decoder.with_thinned_image(embedding, input_hw)
+            if estimates:
+                self._rough = decoder.with_thinned_image(embedding, input_hw)
         else:
             self._decoder = ReferenceImage(sam, embedding)
         self._threshold: float = sam.mask_threshold
@@ -106,15 +120,19 @@ class EmbeddedCrop:
         )
 
     @torch.no_grad()
-    def answer(self, points_xy: Floats) -> list[Mask]:
-        """Masks that pass the filters, in the order of the points: (P, 2), in pixels of the crop."""
+    def answer(self, points_xy: Floats, is_needless: IsNeedless | None) -> list[Made]:
+        """The masks that pass the filter of predicted IoU, in the order of the points.
+
+        Args:
+            points_xy: (P, 2), in pixels of the crop.
+            is_needless: Whether a mask with that box and predicted IoU need not be made; None if all are to be.
+        """
         prediction, wanted = self._predict(points_xy)
         return [
-            found
+            made
             for prompt, masks in enumerate(wanted)
             if masks
-            for found in self._trace(prediction, prompt, masks, points_xy[prompt])
-            if isinstance(found, Mask)
+            for made in self._trace(prediction, prompt, masks, points_xy[prompt], is_needless)
         ]
 
     @torch.no_grad()
@@ -138,12 +156,12 @@ class EmbeddedCrop:
         return candidates
 
     @torch.no_grad()
-    def realise(self, candidates: list[Candidate], is_needless: IsNeedless) -> list[Made]:
+    def realise(self, candidates: Sequence[Candidate | Needless], is_needless: IsNeedless | None) -> list[Made]:
         """The masks of candidates, those of a prompt one after another.
 
         Args:
-            candidates: What `estimate` gave.
-            is_needless: Whether a mask with that box (as `Needless` has it) and predicted IoU need not be made.
+            candidates: What `estimate` gave, or what was needless until now.
+            is_needless: See `answer`.
         """
         groups = [list(group) for _, group in groupby(candidates, key=lambda candidate: tuple(candidate.point_xy))]
         if not groups:
@@ -176,18 +194,17 @@ class EmbeddedCrop:
         prompt: int,
         masks: list[int],
         point_xy: Floats,
-        is_needless: IsNeedless | None = None,
+        is_needless: IsNeedless | None,
     ) -> list[Made]:
         x0, y0, _, _ = self._crop.box_xyxy
         x, y = point_xy.tolist()
         found: list[Made] = []
         for mask, logits in zip(masks, prediction.low_res_logits(prompt, masks).cpu(), strict=True):
             predicted_iou = float(prediction.predicted_iou[prompt, mask])
-            if is_needless is not None:
-                box_xyxy = self._tracer.rough_box(logits)
-                if is_needless(box_xyxy, predicted_iou):
-                    found.append(Needless(box_xyxy, predicted_iou))
-                    continue
+            box = self._tracer.box_bounds(logits) if is_needless else None
+            if is_needless and box and is_needless(box, predicted_iou):
+                found.append(Needless(point_xy, mask, predicted_iou, box))
+                continue
             stability, outline = self._tracer.trace(logits, self._filters.stability_score_thresh)
             if outline is None or is_cut_off(outline.box_xyxy, self._crop, self._image_hw):
                 found.append(None)

@@ -17,11 +17,16 @@ import torch
 import torch.nn.functional as nn_functional
 from torch import Tensor
 
+from rerun_loader_sam.engine.boxes import BoxBounds
 from rerun_loader_sam.engine.geometry import Box, Crop, Floats, model_input_hw
 from rerun_loader_sam.masks import Counts, box_xyxy_of_rle
 
 # Columns at a time: more of them make the products larger than their band needs, fewer make too many calls.
-_COLUMNS_AT_ONCE = 128
+_LEAST_COLUMNS_AT_ONCE = 128
+_LOGITS_AT_ONCE = 32
+
+# How far logits may be from themselves when they are interpolated in another order.
+_ROUNDING = 1e-3
 
 Ints = npt.NDArray[np.int64]
 
@@ -50,6 +55,39 @@ class _Axis:
         """The logits that the samples from `start` to before `end` are made of."""
         behind = np.flatnonzero((self.last >= start) & (self.first < end))
         return slice(int(behind[0]), int(behind[-1]) + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class _SeenPixels:
+    """Some pixels along one axis, about one for each logit, and the model's input pixels along it.
+
+    `weights` interpolates to `pixels`, `knot_weights` to the input pixels, of which a pixel has `knots_per_pixel`.
+    """
+
+    weights: Tensor
+    pixels: Ints
+    knot_weights: Tensor
+    knots_per_pixel: float
+    size: int
+
+    def reach(self, highest: Tensor, threshold: float) -> tuple[float, float]:
+        """The first and the last pixel that can exceed the threshold, where logits are `highest` at most.
+
+        Interpolation is linear along the axis: no pixel exceeds what comes of the highest logit of each line.
+        """
+        knots = (self.knot_weights[:, : len(highest)] @ highest).numpy().astype(np.float64)
+        above = np.flatnonzero(knots > threshold)
+        if len(above) == 0:
+            return 0.0, self.size - 1.0
+        first, last = int(above[0]), int(above[-1])
+        start, end = 0.0, self.size - 1.0
+        if first > 0:
+            crossing = first - (knots[first] - threshold) / (knots[first] - knots[first - 1])
+            start = np.ceil((crossing + 0.5) / self.knots_per_pixel - 0.5 - _ROUNDING)
+        if last < len(knots) - 1:
+            crossing = last + (knots[last] - threshold) / (knots[last] - knots[last + 1])
+            end = np.floor((crossing + 0.5) / self.knots_per_pixel - 0.5 + _ROUNDING)
+        return max(start, 0.0), min(end, self.size - 1.0)
 
 
 class Tracer:
@@ -81,25 +119,33 @@ class Tracer:
         input_h, input_w = model_input_hw(crop.size_hw, long_side)
         height, width = crop.size_hw
         self._columns = _axis(logits_per_side, long_side, input_w, width)
+        pixels_per_logit = long_side / logits_per_side * width / input_w
+        self._columns_at_once = max(_LEAST_COLUMNS_AT_ONCE, int(_LOGITS_AT_ONCE * pixels_per_logit))
         # With more rows in the image than in the model's input, samples are the model's rows.
         self._at_knots = height > input_h
         self._rows = _axis(logits_per_side, long_side, input_h, input_h if self._at_knots else height)
         self._rows_per_pixel = input_h / height
-        half = long_side / logits_per_side / 2
-        self._pixels_per_half_logit = (half * width / input_w, half * height / input_h)
+        self._columns_seen = _seen_pixels(logits_per_side, long_side, input_w, width)
+        self._rows_seen = _seen_pixels(logits_per_side, long_side, input_h, height)
 
-    def rough_box(self, logits: Tensor) -> Floats:
-        """The mask's box in pixels of the image to about half a logit, (1, 4), XYXY; zeros for an empty mask."""
-        # A single logit above the threshold may be no pixel above it: only interpolation shows that.
-        between = nn_functional.interpolate(logits[None, None], scale_factor=2, mode="bilinear", align_corners=False)
-        inside = (between[0, 0] > self._threshold).numpy()
-        sides = np.zeros((2, 2))
-        for axis, pixels in enumerate(self._pixels_per_half_logit):
+    def box_bounds(self, logits: Tensor) -> BoxBounds | None:
+        """What a small part of the pixels tells of the mask's box; None if none of that part is in the mask.
+
+        logits: see `trace`.
+        """
+        height, width = logits.shape
+        rows, columns = self._rows_seen, self._columns_seen
+        pixels = rows.weights[:, :height] @ logits @ columns.weights[:, :width].t()
+        inside = (pixels > self._threshold + _ROUNDING).numpy()
+        inner, outer = np.zeros(4), np.zeros(4)
+        for axis, (seen, highest) in enumerate(((columns, logits.amax(0)), (rows, logits.amax(1)))):
             filled = np.flatnonzero(inside.any(axis))
             if len(filled) == 0:
-                return np.zeros((1, 4))
-            sides[:, axis] = (filled[[0, -1]] + 0.5) * pixels - 0.5 + self._crop.box_xyxy[axis]
-        return sides.reshape(1, 4)
+                return None
+            inner[axis::2] = seen.pixels[filled[[0, -1]]]
+            outer[axis::2] = seen.reach(highest, self._threshold - _ROUNDING)
+        offset = np.array(self._crop.box_xyxy[:2] * 2)
+        return BoxBounds(inner + offset, outer + offset)
 
     def trace(self, logits: Tensor, min_stability: float) -> tuple[float, Outline | None]:
         """The mask's stability score and, where that suffices, its pixels.
@@ -116,77 +162,87 @@ class Tracer:
             return stability, None
         return stability, self._outline(self._changes(samples, self._threshold))
 
-    def _samples(self, logits: Tensor) -> list["_Block"]:
-        """Interpolated logits wherever they can exceed the lowest threshold, some columns at a time."""
+    def _samples(self, logits: Tensor) -> "_Samples":
+        """Interpolated logits wherever they can exceed the lowest threshold."""
         lowest = self._threshold - self._offset
         rows = np.flatnonzero((logits.amax(1) > lowest).numpy())
         columns = np.flatnonzero((logits.amax(0) > lowest).numpy())
-        if len(rows) == 0:
-            return []
         rows, columns = (
             line[line < len(axis.first)] for line, axis in ((rows, self._rows), (columns, self._columns))
         )
         if len(rows) == 0 or len(columns) == 0:
-            return []
+            return _Samples(0, 0, [])
         n_rows = len(self._rows.weights)
         # One more sample on either side, so that the border between it and the first is seen.
         row_start = max(int(self._rows.first[rows[0]]) - 1, 0)
         row_end = min(int(self._rows.last[rows[-1]]) + 2, n_rows)
         near_rows = self._rows.logits_behind(row_start, row_end)
         tall = self._rows.weights[row_start:row_end, near_rows] @ logits[near_rows]
-        blocks: list[_Block] = []
-        column_end = int(self._columns.last[columns[-1]]) + 1
-        for start in range(int(self._columns.first[columns[0]]), column_end, _COLUMNS_AT_ONCE):
-            end = min(start + _COLUMNS_AT_ONCE, column_end)
+        column_start, column_end = int(self._columns.first[columns[0]]), int(self._columns.last[columns[-1]]) + 1
+        blocks: list[npt.NDArray[np.float32]] = []
+        for start in range(column_start, column_end, self._columns_at_once):
+            end = min(start + self._columns_at_once, column_end)
             band = self._columns.logits_behind(start, end)
-            values = (self._columns.weights[start:end, band] @ tall[:, band].t()).numpy()
-            blocks.append(_Block(start, row_start, values))
-        return blocks
+            blocks.append((self._columns.weights[start:end, band] @ tall[:, band].t()).numpy())
+        return _Samples(column_start, row_start, blocks)
 
-    def _area(self, blocks: list["_Block"], threshold: float) -> int:
+    def _area(self, samples: "_Samples", threshold: float) -> int:
         if not self._at_knots:
-            return sum(int(np.count_nonzero(block.values > threshold)) for block in blocks)
-        changes = self._changes(blocks, threshold)
+            return sum(int(np.count_nonzero(values > threshold)) for values in samples.blocks)
+        changes = self._changes(samples, threshold)
         return int(changes[1::2].sum() - changes[::2].sum())
 
-    def _changes(self, blocks: list["_Block"], threshold: float) -> Ints:
+    def _changes(self, samples: "_Samples", threshold: float) -> Ints:
         """Where the mask begins and ends, by turns, in the column-major order of the whole image."""
-        found: list[Ints] = []
-        x0, y0, _, _ = self._crop.box_xyxy
-        for block in blocks:
-            n_columns, n_samples = block.values.shape
-            inside = np.zeros((n_columns, n_samples + 2), bool)
-            np.greater(block.values, threshold, out=inside[:, 1:-1])
-            flips = np.flatnonzero(inside[:, 1:] != inside[:, :-1])
-            column, sample = np.divmod(flips, n_samples + 1)
-            row = self._knots_to_rows(block, column, sample, threshold) if self._at_knots else sample + block.row
-            found.append((column + (block.column + x0)) * self._image_hw[0] + (row + y0))
+        found: list[_Flips] = [self._flips(values, threshold) for values in samples.blocks]
         if not found:
             return np.zeros(0, np.int64)
-        changes = np.concatenate(found)
-        twice = changes[1:] == changes[:-1]
-        if twice.any():
-            # A run without pixels, or one that goes on in the next column: two changes that undo each other.
-            positions, times = np.unique(changes, return_counts=True)
-            changes = positions[times % 2 == 1]
+        starts = samples.column + self._columns_at_once * np.arange(len(found))
+        column = np.concatenate([flips.column + start for start, flips in zip(starts, found, strict=True)])
+        sample = np.concatenate([flips.sample for flips in found])
+        if self._at_knots:
+            before = np.concatenate([flips.before for flips in found]).astype(np.float64)
+            after = np.concatenate([flips.after for flips in found]).astype(np.float64)
+            row = self._knots_to_rows(samples, sample, before, after, threshold)
+        else:
+            row = sample + samples.row
+        x0, y0, _, _ = self._crop.box_xyxy
+        changes: Ints = (column + x0) * self._image_hw[0] + (row + y0)
+        # A run without pixels, or one that goes on in the next column: changes that undo each other.
+        new = np.flatnonzero(np.diff(changes, prepend=-1))
+        if len(new) < len(changes):
+            times = np.diff(new, append=len(changes))
+            changes = changes[new[times % 2 == 1]]
         return changes
 
-    def _knots_to_rows(self, block: "_Block", column: Ints, sample: Ints, threshold: float) -> Ints:
-        """The first pixel row after each change between the samples `sample` - 1 and `sample` of a block."""
+    def _flips(self, values: npt.NDArray[np.float32], threshold: float) -> "_Flips":
+        """Where the samples of some columns, (columns, samples), cross the threshold."""
+        n_columns, n_samples = values.shape
+        inside = np.zeros((n_columns, n_samples + 2), bool)
+        np.greater(values, threshold, out=inside[:, 1:-1])
+        flips = np.flatnonzero(inside[:, 1:] != inside[:, :-1])
+        column, sample = np.divmod(flips, n_samples + 1)
+        if not self._at_knots:
+            return _Flips(column, sample, values[:0], values[:0])
+        after = flips - column
+        return _Flips(column, sample, values.take(after - 1, mode="clip"), values.take(after, mode="clip"))
+
+    def _knots_to_rows(
+        self, samples: "_Samples", sample: Ints, before: Floats, after: Floats, threshold: float
+    ) -> Ints:
+        """The first pixel row after each change between the samples `sample` - 1 and `sample`."""
         height = self._crop.size_hw[0]
-        last = block.values.shape[1]
-        before = block.values[column, np.maximum(sample - 1, 0)].astype(np.float64)
-        after = block.values[column, np.minimum(sample, last - 1)].astype(np.float64)
+        last = samples.blocks[0].shape[1]
         at_end = (sample == 0) | (sample == last)
         after[at_end] = before[at_end] + 1
-        knot = block.row + np.maximum(sample - 1, 0) + np.where(at_end, 0, (threshold - before) / (after - before))
+        knot = samples.row + np.maximum(sample - 1, 0) + np.where(at_end, 0, (threshold - before) / (after - before))
         position = (knot + 0.5) / self._rows_per_pixel - 0.5
         # Pixels exactly at the threshold are outside.
         row = np.where((after > before) & ~at_end, np.floor(position) + 1, np.ceil(position)).astype(np.int64)
         # Beyond the outermost knots the mask goes on to the edge of the image.
-        if block.row == 0:
+        if samples.row == 0:
             row[sample == 0] = 0
-        if block.row + last == len(self._rows.weights):
+        if samples.row + last == len(self._rows.weights):
             row[sample == last] = height
         return row.clip(0, height)
 
@@ -203,23 +259,49 @@ class Tracer:
 
 
 @dataclass(frozen=True, slots=True)
-class _Block:
-    """Samples of some columns: values[i, k] is at column `column` + i and sample row `row` + k."""
+class _Samples:
+    """Blocks of some columns each: values[i, k] of the first is at column `column` + i and sample row `row` + k."""
 
     column: int
     row: int
-    values: npt.NDArray[np.float32]
+    blocks: list[npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Flips:
+    """Changes between a column's samples `sample` - 1, `before`, and `sample`, `after`; see `_Samples`."""
+
+    column: Ints
+    sample: Ints
+    before: npt.NDArray[np.float32]
+    after: npt.NDArray[np.float32]
+
+
+def _seen_pixels(logits_per_side: int, long_side: int, input_size: int, size: int) -> _SeenPixels:
+    count = min(size, -(-logits_per_side * input_size // long_side) + 1)
+    pixels = np.linspace(0, size - 1, count).round().astype(np.int64)
+    return _SeenPixels(
+        _interpolation(logits_per_side, long_side, input_size, size)[torch.from_numpy(pixels)].contiguous(),
+        pixels,
+        _interpolation(logits_per_side, long_side, input_size, input_size),
+        input_size / size,
+        size,
+    )
 
 
 def _axis(logits_per_side: int, long_side: int, input_size: int, size: int) -> _Axis:
-    """Upstream's two interpolations as one matrix, (size, logits), made by the same function that upstream calls."""
-    unit = torch.eye(logits_per_side)[None]
-    at_input = nn_functional.interpolate(unit, long_side, mode="linear", align_corners=False)[..., :input_size]
-    if size != input_size:
-        at_input = nn_functional.interpolate(at_input, size, mode="linear", align_corners=False)
-    weights = at_input[0].t().contiguous()
+    weights = _interpolation(logits_per_side, long_side, input_size, size)
     used = (weights != 0).numpy()
     reached = np.flatnonzero(used.any(0))
     first = used.argmax(0)
     last = size - 1 - used[::-1].argmax(0)
     return _Axis(weights, first[: reached[-1] + 1], last[: reached[-1] + 1])
+
+
+def _interpolation(logits_per_side: int, long_side: int, input_size: int, size: int) -> Tensor:
+    """Upstream's two interpolations as one matrix, (size, logits), made by the same function that upstream calls."""
+    unit = torch.eye(logits_per_side)[None]
+    at_input = nn_functional.interpolate(unit, long_side, mode="linear", align_corners=False)[..., :input_size]
+    if size != input_size:
+        at_input = nn_functional.interpolate(at_input, size, mode="linear", align_corners=False)
+    return at_input[0].t().contiguous()

@@ -1,0 +1,40 @@
+"""Boxes that are known to lie between two others, and how much they overlap those of masks that are there.
+
+Boxes end at their last pixel, as upstream compares them: lines have no area.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rerun_loader_sam.engine.geometry import Floats
+from rerun_loader_sam.masks import Mask
+
+
+@dataclass(frozen=True, slots=True)
+class BoxBounds:
+    """What is known of a box: it holds `inner` and lies in `outer`; each XYXY in pixels of the image, (4,)."""
+
+    inner_xyxy: Floats
+    outer_xyxy: Floats
+
+    @classmethod
+    def exact(cls, box_xyxy: Floats) -> "BoxBounds":
+        """Of a box that is known: (4,)."""
+        return cls(box_xyxy, box_xyxy)
+
+    @classmethod
+    def of_mask(cls, mask: Mask) -> "BoxBounds":
+        """Of a mask that is known."""
+        x, y, width, height = mask.bbox_xywh
+        return cls.exact(np.array([x, y, x + width, y + height]))
+
+    def least_iou(self, boxes_xyxy: Floats) -> Floats:
+        """The least IoU that the box can have with each of others: (n, 4), XYXY; (n,)."""
+        low = np.maximum(boxes_xyxy[:, :2], self.inner_xyxy[:2])
+        high = np.minimum(boxes_xyxy[:, 2:], self.inner_xyxy[2:])
+        shared = (high - low).clip(min=0).prod(1)
+        area = (self.outer_xyxy[2:] - self.outer_xyxy[:2]).prod()
+        areas = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(1)
+        iou: Floats = shared / (areas + area - shared).clip(min=1e-9)
+        return iou

@@ -1,0 +1,90 @@
+"""Duplicates that are not made: what is left is what making all of them would have given."""
+
+import numpy as np
+import pytest
+import torch
+from small_sams import small_sam, smooth_image, upstream_masks
+from test_parity import OPEN, assert_same
+
+from rerun_loader_sam import AutomaticMaskGenerator
+from rerun_loader_sam.engine.boxes import BoxBounds
+from rerun_loader_sam.engine.exhaustive import exhaustive_masks
+from rerun_loader_sam.engine.parallel import Cores
+from rerun_loader_sam.engine.prompting import EmbeddedCrop, Needless
+from rerun_loader_sam.engine.suppression import suppress_duplicates
+from rerun_loader_sam.masks import Mask, encode_rle
+
+SIZE_HW = (120, 180)
+INWARDS = np.array([1, 1, -1, -1])
+
+
+class Rectangles:
+    """Answers each prompt with a rectangle, whose box it knows to some pixels only until it makes it."""
+
+    def __init__(self, seed: int) -> None:
+        random = np.random.default_rng(seed)
+        self.made_count = self.orphan_count = 0
+        self.masks = []
+        for number in range(60):
+            x0, y0, x1, y1 = np.array([5, 5, 100, 80]) + number % 4 * 9 + random.integers(0, 12, 4)
+            pixels = np.zeros(SIZE_HW, bool)
+            pixels[y0:y1, x0:x1] = True
+            rows, columns = np.flatnonzero(pixels.any(1)), np.flatnonzero(pixels.any(0))
+            box = (columns[0], rows[0], columns[-1] - columns[0], rows[-1] - rows[0])
+            score = float(random.random())
+            area = int(pixels.sum())
+            self.masks.append(
+                Mask(SIZE_HW, encode_rle(pixels), box, area, score, 1.0, (number, 0.0), (0, 0, 180, 120))
+            )
+
+    def answer(self, points_xy, is_needless):  # type: ignore[no-untyped-def]
+        return [self._one(self.masks[int(point[0])], is_needless) for point in points_xy]
+
+    def realise(self, candidates, is_needless):  # type: ignore[no-untyped-def]
+        self.orphan_count += len(candidates)
+        return self.answer([candidate.point_xy for candidate in candidates], is_needless)
+
+    def _one(self, mask, is_needless):  # type: ignore[no-untyped-def]
+        box = BoxBounds.of_mask(mask).inner_xyxy
+        bounds = BoxBounds(box + INWARDS, box - INWARDS)
+        if is_needless(bounds, mask.predicted_iou):
+            return Needless(np.array(mask.point_xy), 0, mask.predicted_iou, bounds)
+        self.made_count += 1
+        return mask
+
+
+@pytest.mark.parametrize("box_nms_thresh", [0.3, 0.5, 0.7])
+def test_chains_of_duplicates(box_nms_thresh: float) -> None:
+    made = orphans = total = 0
+    for seed in range(40):
+        rectangles = Rectangles(seed)
+        points = np.stack([np.arange(60.0), np.zeros(60)], 1)
+        found: list[Mask] = []
+        with Cores(torch.device("cpu")) as cores:
+            for _, masks in exhaustive_masks(rectangles, points, 2, cores, box_nms_thresh):  # type: ignore[arg-type]
+                found += masks
+        everything = rectangles.masks
+        expected = suppress_duplicates(everything, [mask.predicted_iou for mask in everything], box_nms_thresh)
+        kept = suppress_duplicates(found, [mask.predicted_iou for mask in found], box_nms_thresh)
+        assert [found[i] for i in kept] == [everything[i] for i in expected]
+        made += rectangles.made_count
+        orphans += rectangles.orphan_count
+        total += len(everything)
+    assert made < 0.6 * total
+    assert orphans > 0  # or this shows nothing of those that a mask stood for which went itself
+
+
+def test_most_masks_are_never_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    traced: list[Mask] = []
+    trace = EmbeddedCrop._trace
+
+    def traced_too(self, *args):  # type: ignore[no-untyped-def]
+        made = trace(self, *args)
+        traced.extend(mask for mask in made if isinstance(mask, Mask))
+        return made
+
+    monkeypatch.setattr(EmbeddedCrop, "_trace", traced_too)
+    both = {**OPEN, "points_per_side": 8, "points_per_batch": 2, "box_nms_thresh": 0.8}
+    sam, image = small_sam(3), smooth_image(150, 200, 3)
+    assert_same(AutomaticMaskGenerator(sam, **both).generate(image), upstream_masks(sam, image, both))
+    assert 0 < len(traced) < 3 * 8 * 8 / 2
