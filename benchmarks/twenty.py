@@ -2,7 +2,7 @@
 
 With a real viewer that calls loaders for images (0.24.1, which is installed on first use), first each photograph
 alone with a warm worker, then all of them at once: how long it takes, and the most memory that viewer, loaders and
-worker held together (proportional set size, ten samples a second). A user of its own in a temporary folder, without
+worker held together (proportional set size, three samples a second). A user of its own in a temporary folder, without
 the cache of results.
 """
 
@@ -21,6 +21,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from rerun_loader_sam.worker.control import worker_status
 from startup import ROOT, new_user
 
 sys.path.insert(0, str(ROOT / "tests"))
@@ -66,7 +67,7 @@ class MemoryMeter:
         self._thread.join()
 
     def _sample_all(self) -> None:
-        while not self._is_done.wait(0.1):
+        while not self._is_done.wait(0.3):
             sample: dict[str, float] = {}
             for process in Path("/proc").iterdir():
                 if process.name.isdecimal():
@@ -96,14 +97,10 @@ def pss_mib(process: Path) -> float:
     return 0.0
 
 
-def worker_status(environ: dict[str, str]) -> dict[str, object] | None:
-    """What the worker of that user says of itself."""
-    program = (
-        "import json\nfrom rerun_loader_sam.worker.control import worker_status\nprint(json.dumps(worker_status()))"
-    )
-    outcome = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, check=True)
-    status: dict[str, object] | None = json.loads(outcome.stdout)
-    return status
+def served_count() -> int | None:
+    """How many images the worker of this process's user has served; None without a worker."""
+    status = worker_status()
+    return status and int(str(status["served_count"]))
 
 
 def free_port() -> int:
@@ -121,9 +118,7 @@ def open_in_viewer(
 
     The viewer serves what it opens instead of showing it: the same program and the same loaders without a window.
     """
-    status = worker_status(environ)
-    served = status["served_count"] if status else 0
-    assert isinstance(served, int)
+    served = served_count() or 0
     port = str(free_port())
     started = time.perf_counter()
     with MemoryMeter(environ) as meter:
@@ -134,7 +129,7 @@ def open_in_viewer(
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        while (status := worker_status(environ)) is None or status["served_count"] != served + len(photographs):
+        while served_count() != served + len(photographs):
             time.sleep(0.2)
     seconds = time.perf_counter() - started
     print(f"{len(photographs)} in {seconds:.1f} s, {meter.ours_mib:.0f} MiB", file=sys.stderr, flush=True)
@@ -187,6 +182,7 @@ def main() -> None:
             "RERUN_SAM_CACHE_MIB": "0",
             "TMPDIR": str(folder),
         }
+        os.environ.update(environ)  # whose worker is asked
         photographs = make_photographs(folder, arguments.count + 1, arguments.width)
         out = folder / "out.rrd"
         try:

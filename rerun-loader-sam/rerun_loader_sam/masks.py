@@ -60,13 +60,18 @@ def encode_rle(mask: Bools) -> Counts:
     return np.diff(np.concatenate((first, changes, [columns.size]))).astype(np.int32)
 
 
-def box_xyxy_of_rle(counts: Counts, size_hw: tuple[int, int]) -> tuple[int, int, int, int]:
-    """First column, first row, last column and last row of the mask; four zeros for an empty one."""
-    height, _ = size_hw
+def runs_of_rle(counts: Counts) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Where the runs inside the mask start and end (the first pixel after it), column by column: (runs,) each."""
     edges = np.cumsum(counts, dtype=np.int64)
     starts, ends = edges[:-1:2], edges[1::2]
     filled = ends > starts
-    starts, ends = starts[filled], ends[filled]
+    return starts[filled], ends[filled]
+
+
+def box_xyxy_of_rle(counts: Counts, size_hw: tuple[int, int]) -> tuple[int, int, int, int]:
+    """First column, first row, last column and last row of the mask; four zeros for an empty one."""
+    height, _ = size_hw
+    starts, ends = runs_of_rle(counts)
     if len(starts) == 0:
         return 0, 0, 0, 0
     last = ends - 1

@@ -6,7 +6,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from rerun_loader_sam.masks import Mask
+from rerun_loader_sam.masks import Mask, runs_of_rle
 
 PLANE_VALUE = 128
 """What `mask_tensor` holds inside a mask, as in Rerun's own Segment Anything example."""
@@ -18,10 +18,13 @@ def class_image(masks: list[Mask], size_hw: tuple[int, int]) -> NDArray[np.uint8
     Returns (H, W): the number of the smallest mask at each pixel, counted from 1 in the order of `masks`; 0
     where there is none. uint8 up to 255 masks, else uint16, which is what a viewer's class ids hold.
     """
-    layered = np.zeros(size_hw, np.uint8 if len(masks) <= np.iinfo(np.uint8).max else np.uint16)
+    height, width = size_hw
+    by_column = np.zeros(height * width, np.uint8 if len(masks) <= np.iinfo(np.uint8).max else np.uint16)
     for index in sorted(range(len(masks)), key=lambda index: -masks[index].area):
-        layered[masks[index].decode()] = index + 1
-    return layered
+        starts, ends = runs_of_rle(masks[index].rle_counts)
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+            by_column[start:end] = index + 1
+    return np.ascontiguousarray(by_column.reshape(width, height).T)
 
 
 def tensor_step(size_hw: tuple[int, int], mask_count: int, limit_bytes: float) -> int:
