@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rerun_loader_sam.errors import UserError
+from rerun_loader_sam.modeling import import_modeling
 from rerun_loader_sam.models.choose import ChosenModel, choose_model
 from rerun_loader_sam.settings import Settings
 from rerun_loader_sam.stamp import FileStamp, file_stamp
@@ -74,6 +75,7 @@ class Segmenter:
     def prepare(self) -> LoadedModel:
         """Choose and load the model, unless it is loaded. Raises UserError where that is not possible."""
         # torch takes seconds to import: only here, when the image is on its way to the viewer already.
+        import_modeling()
         from rerun_loader_sam.engine.checkpoint import load_model
         from rerun_loader_sam.engine.device import choose_device
         from rerun_loader_sam.engine.generator import AutomaticMaskGenerator

@@ -1,8 +1,11 @@
 """Duplicates that are not made: what is left is what making all of them would have given."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+import torchvision
 from small_sams import small_sam, smooth_image, upstream_masks
 from test_parity import OPEN, assert_same
 
@@ -16,6 +19,14 @@ from rerun_loader_sam.masks import Mask, encode_rle
 
 SIZE_HW = (120, 180)
 INWARDS = np.array([1, 1, -1, -1])
+
+
+def torchvisions_choice(masks: list[Mask], iou_threshold: float) -> list[int]:
+    """What upstream calls."""
+    xywh = torch.tensor([mask.bbox_xywh for mask in masks], dtype=torch.float32)
+    boxes_xyxy = torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], dim=1)
+    scores = torch.tensor([mask.predicted_iou for mask in masks], dtype=torch.float32)
+    return torchvision.ops.nms(boxes_xyxy, scores, iou_threshold).tolist()  # type: ignore[no-any-return]
 
 
 class Rectangles:
@@ -53,6 +64,20 @@ class Rectangles:
         return mask
 
 
+@pytest.mark.parametrize("iou_threshold", [0.0, 0.3, 0.7, 0.95, 1.0])
+def test_duplicates_are_torchvisions(iou_threshold: float) -> None:
+    for seed in range(20):
+        masks = Rectangles(seed).masks
+        # Equal scores, and lines and points, which have no area.
+        masks = [replace(mask, predicted_iou=round(mask.predicted_iou, 1)) for mask in masks]
+        masks += [
+            replace(mask, bbox_xywh=(*mask.bbox_xywh[:2], number % 3, 0.0)) for number, mask in enumerate(masks)
+        ]
+        scores = [mask.predicted_iou for mask in masks]
+        assert suppress_duplicates(masks, scores, iou_threshold) == torchvisions_choice(masks, iou_threshold)
+    assert suppress_duplicates([], [], iou_threshold) == []
+
+
 @pytest.mark.parametrize("box_nms_thresh", [0.3, 0.5, 0.7])
 def test_chains_of_duplicates(box_nms_thresh: float) -> None:
     made = orphans = total = 0
@@ -64,7 +89,7 @@ def test_chains_of_duplicates(box_nms_thresh: float) -> None:
             for _, masks in exhaustive_masks(rectangles, points, 2, cores, box_nms_thresh):  # type: ignore[arg-type]
                 found += masks
         everything = rectangles.masks
-        expected = suppress_duplicates(everything, [mask.predicted_iou for mask in everything], box_nms_thresh)
+        expected = torchvisions_choice(everything, box_nms_thresh)
         kept = suppress_duplicates(found, [mask.predicted_iou for mask in found], box_nms_thresh)
         assert [found[i] for i in kept] == [everything[i] for i in expected]
         made += rectangles.made_count

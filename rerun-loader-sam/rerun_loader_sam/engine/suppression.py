@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
-from torchvision.ops import nms
 
 from rerun_loader_sam.engine.regions import without_small_regions
 from rerun_loader_sam.masks import Mask, box_xyxy_of_rle
@@ -21,11 +19,22 @@ def suppress_duplicates(masks: Sequence[Mask], scores: Sequence[float], iou_thre
         scores: The higher, the better; equal scores keep their order.
         iou_threshold: A mask goes if its box overlaps a better one's by more than this IoU.
     """
-    if not masks:
-        return []
-    xywh = torch.tensor([mask.bbox_xywh for mask in masks], dtype=torch.float32)
-    boxes_xyxy = torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], dim=1)
-    kept: list[int] = nms(boxes_xyxy, torch.from_numpy(np.asarray(scores, np.float32)), iou_threshold).tolist()
+    # As torchvision does it, in single precision too; importing that one takes longer than segmenting small images.
+    order = np.argsort(-np.asarray(scores, np.float32), kind="stable")
+    if iou_threshold >= 1:
+        return [int(i) for i in order]
+    xywh = np.array([mask.bbox_xywh for mask in masks], np.float32).reshape(-1, 4)[order]
+    low, high = xywh[:, :2], xywh[:, :2] + xywh[:, 2:]
+    areas = (high - low).prod(1)
+    kept: list[int] = []
+    left = np.arange(len(masks))
+    while len(left):
+        best, left = left[0], left[1:]
+        kept.append(int(order[best]))
+        sides = np.minimum(high[best], high[left]) - np.maximum(low[best], low[left])
+        shared = sides.clip(min=0).prod(1)
+        with np.errstate(invalid="ignore"):  # two boxes without an area
+            left = left[~(shared / (areas[best] + areas[left] - shared) > iou_threshold)]
     return kept
 
 
