@@ -19,15 +19,16 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from rerun_loader_sam import sniff
 from rerun_loader_sam.errors import UserError
 from rerun_loader_sam.images import load_image
 from rerun_loader_sam.settings import Settings
+from rerun_loader_sam.worker.control import worker_status
 from soak import PROGRAMS
-from startup import ROOT, new_user
-from twenty import worker_status
+from startup import ROOT, become, new_user
 
 sys.path.insert(0, str(ROOT / "tests"))
 from corpus import KINDS, mutated
@@ -50,6 +51,17 @@ class Kind:
     faults: list[str]
 
 
+def mutations(name: str, count: int, folder: Path) -> Iterator[Path]:
+    """Broken images of one kind, the same ones in each run: one file, written anew for each."""
+    extension, encode = KINDS[name]
+    content = encode()
+    rng = random.Random(name)  # noqa: S311
+    path = folder / f"broken{extension}"
+    for _ in range(count):
+        path.write_bytes(mutated(content, rng))
+        yield path
+
+
 def read_one(path: Path) -> str:
     """READ, REFUSED or NOT_OURS, as the loader would; anything else is a fault."""
     if sniff.kind_of(str(path)) == sniff.OTHER:
@@ -65,14 +77,9 @@ def read_one(path: Path) -> str:
 
 def read_all(name: str, count: int, folder: Path) -> None:
     """As a process of its own: read mutations of one kind and print what came of them, as JSON."""
-    extension, encode = KINDS[name]
-    content = encode()
-    rng = random.Random(name)  # noqa: S311
-    path = folder / f"input{extension}"
     outcomes: Counter[str] = Counter()
     slowest_s = 0.0
-    for number in range(count):
-        path.write_bytes(mutated(content, rng))
+    for number, path in enumerate(mutations(name, count, folder)):
         signal.alarm(TOO_LONG_S)  # ends the process
         started = time.perf_counter()
         try:
@@ -108,14 +115,9 @@ def try_kind(name: str, inputs: int, opens: int, folder: Path, environ: dict[str
     else:
         found = json.loads(reading.stdout)
     faults += [outcome for outcome in found["outcomes"] if outcome not in (READ, REFUSED, NOT_OURS)]
-    extension, encode = KINDS[name]
-    content = encode()
-    rng = random.Random(name)  # noqa: S311
-    path = folder / f"opened{extension}"
     codes: Counter[int] = Counter()
     slowest_s = 0.0
-    for number in range(opens):
-        path.write_bytes(mutated(content, rng))
+    for number, path in enumerate(mutations(name, opens, folder)):
         started = time.perf_counter()
         code, fault = open_one(path, environ)
         slowest_s = max(slowest_s, time.perf_counter() - started)
@@ -129,9 +131,9 @@ def try_kind(name: str, inputs: int, opens: int, folder: Path, environ: dict[str
     return Kind(name, found["outcomes"], found["slowest_s"], found["peak_mib"], dict(codes), slowest_s, faults)
 
 
-def peak_of_worker_mib(environ: dict[str, str]) -> float:
+def peak_of_worker_mib() -> float:
     """The most memory that the worker has had; 0 where there is none."""
-    status = worker_status(environ)
+    status = worker_status()
     if status is None:
         return 0.0
     for line in Path(f"/proc/{status['pid']}/status").read_text().splitlines():
@@ -156,13 +158,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="hostile-") as name:
         folder = Path(name)
         environ = new_user(folder) | {"RERUN_SAM_MODEL": "nano", "RERUN_SAM_POINTS_PER_SIDE": "4"}
+        become(environ)
         workers = set()
         try:
             for kind in (kind for kind in KINDS if kind.startswith(arguments.only)):
                 kinds.append(try_kind(kind, arguments.inputs, arguments.opens, folder, environ))
                 if arguments.opens:
-                    workers.add((worker_status(environ) or {}).get("pid"))
-            worker_peak_mib = peak_of_worker_mib(environ)
+                    workers.add((worker_status() or {}).get("pid"))
+            worker_peak_mib = peak_of_worker_mib()
         finally:
             with contextlib.suppress(OSError):
                 stop = [PROGRAMS / "rerun-sam", "worker", "stop"]

@@ -21,8 +21,9 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from startup import ROOT, new_user
-from twenty import pss_mib, worker_status
+from rerun_loader_sam.worker.control import worker_status
+from startup import ROOT, become, new_user
+from twenty import pss_mib
 
 sys.path.insert(0, str(ROOT / "tests"))
 from recordings import is_whole
@@ -169,7 +170,7 @@ def processes_of(environ: dict[str, str]) -> dict[int, str]:
 def state_at_rest(opens: int, seconds: float, at_once: int, environ: dict[str, str]) -> State:
     """What the worker holds when it has had nothing to do for a while."""
     time.sleep(REST_S)
-    status = worker_status(environ)
+    status = worker_status()
     if status is None or not isinstance(status["pid"], int):
         sys.exit(f"after {opens} opens no worker is running")
     process = Path(f"/proc/{status['pid']}")
@@ -190,6 +191,7 @@ def state_at_rest(opens: int, seconds: float, at_once: int, environ: dict[str, s
 def soak(opens: int, at_once: int, rounds: int, folder: Path) -> Soak:
     """Open all, and look at the worker ten times on the way and after each round."""
     environ = new_user(folder) | {"RERUN_SAM_MODEL": "nano", "RERUN_SAM_POINTS_PER_SIDE": "6"}
+    become(environ)
     outcomes: Counter[str] = Counter()
     states = []
     times_s = []

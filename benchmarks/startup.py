@@ -37,6 +37,12 @@ def new_user(folder: Path) -> dict[str, str]:
     return environ | {"RERUN_SAM_DOWNLOAD": "never"}
 
 
+def become(environ: dict[str, str]) -> None:
+    """Make this process that user too: it asks the worker itself, without a process for each question."""
+    os.environ.clear()
+    os.environ.update(environ)
+
+
 def seconds(command: list[str], environ: dict[str, str]) -> float:
     """How long `command` takes, from before it is started until it has ended."""
     started = time.perf_counter()

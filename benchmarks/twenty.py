@@ -22,7 +22,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from rerun_loader_sam.worker.control import worker_status
-from startup import ROOT, new_user
+from startup import ROOT, become, new_user
 
 sys.path.insert(0, str(ROOT / "tests"))
 from recordings import read
@@ -182,7 +182,7 @@ def main() -> None:
             "RERUN_SAM_CACHE_MIB": "0",
             "TMPDIR": str(folder),
         }
-        os.environ.update(environ)  # whose worker is asked
+        become(environ)
         photographs = make_photographs(folder, arguments.count + 1, arguments.width)
         out = folder / "out.rrd"
         try:

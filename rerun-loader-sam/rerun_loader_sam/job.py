@@ -116,7 +116,9 @@ class Job:
             self._masks(step, shown, started)
         finally:
             self._clear_masks_so_far(step)
-        contents.clear_progress(self._open(step))
+        recording = self._open(step)
+        if recording.is_over_image:  # where the last line of the log lies
+            contents.clear(recording, contents.PROGRESS)
 
     def _masks(self, step: int, shown: "_Shown", started: float) -> None:
         """Log the masks of an image that is shown, from the cache or made now."""
@@ -176,7 +178,7 @@ class Job:
     def _clear_masks_so_far(self, step: int) -> None:
         if self._has_masks_so_far:
             self._has_masks_so_far = False
-            contents.clear_masks_so_far(self._open(step))
+            contents.clear(self._open(step), contents.MASKS_SO_FAR)
 
     def _draw(self, step: int, masks: list[Mask], shown: "_Shown") -> None:
         recording = self._open(step)

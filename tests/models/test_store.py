@@ -60,6 +60,18 @@ def test_a_damaged_record_costs_a_computation(served: ServedFile, content: bytes
     assert store.checkpoint_state(served.entry).kind == "verified"
 
 
+def test_what_a_killed_process_left_half_written_goes(tmp_path: Path) -> None:
+    folder = tmp_path / "states"
+    folder.mkdir()
+    old, new, other = (folder / name for name in ("state.json.1.2.tmp", "state.json.3.4.tmp", "other.json.1.2.tmp"))
+    for path in (old, new, other):
+        path.write_text("half")
+    for path in (old, other):
+        os.utime(path, (1e9, 1e9))
+    store.write_atomically(folder / "state.json", "whole")
+    assert sorted(path.name for path in folder.iterdir()) == [other.name, "state.json", new.name]
+
+
 def test_looking_writes_nothing(served: ServedFile, home: Path) -> None:
     for entry in (served.entry, *OFFICIAL.values(), NANO):
         store.checkpoint_state(entry)

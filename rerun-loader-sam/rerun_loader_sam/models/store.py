@@ -7,11 +7,14 @@ import json
 import os
 import stat
 import threading
+import time
 from pathlib import Path
 from typing import Literal
 
 from rerun_loader_sam.folders import cache_dir, ensure_private
 from rerun_loader_sam.models.registry import SHIPPED_FOLDER, ModelEntry, RemoteEntry
+
+_WRITING_AT_MOST_S = 3600.0
 
 
 def checkpoints_dir() -> Path:
@@ -140,6 +143,10 @@ def write_atomically(path: Path, content: str) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+    for left in path.parent.glob(f"{path.name}.*.tmp"):  # by processes that were killed
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _WRITING_AT_MOST_S:
+                left.unlink()
 
 
 # size in bytes, modification and change time in ns, SHA256

@@ -78,16 +78,10 @@ def log_masks_so_far(recording: Recording, masks: list[Mask], size_hw: tuple[int
     recording.flush()
 
 
-def clear_masks_so_far(recording: Recording) -> None:
-    """Take them off the image."""
-    recording.log(MASKS_SO_FAR, rr.Clear(recursive=False))
+def clear(recording: Recording, entity_path: str) -> None:
+    """Take what was only for the time of the work off the image."""
+    recording.log(entity_path, rr.Clear(recursive=False))
     recording.flush()
-
-
-def clear_progress(recording: Recording) -> None:
-    """Take the last line of the log off the image, where it lies over one."""
-    if recording.is_over_image:
-        recording.log(PROGRESS, rr.Clear(recursive=False))
 
 
 def log_description(recording: Recording, markdown: str) -> None:
