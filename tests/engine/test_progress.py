@@ -13,6 +13,8 @@ from small_sams import small_sam, smooth_image, upstream_masks
 
 from rerun_loader_sam import AutomaticMaskGenerator
 from rerun_loader_sam.allocator import engine_env
+from rerun_loader_sam.engine.boxes import BoxBounds
+from rerun_loader_sam.engine.tracing import Tracer
 from rerun_loader_sam.masks import Mask
 
 OPEN = {"points_per_side": 6, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
@@ -69,29 +71,45 @@ ADAPTIVE_CASES = [
     ((203, 270), {"crop_n_layers": 1}),
     ((203, 270), {"min_mask_region_area": 150}),
     ((203, 270), {"pred_iou_thresh": 0.8, "stability_score_thresh": 0.1}),
+    ((203, 270), {"box_nms_thresh": 0.4, "points_per_batch": 2}),
 ]
 
 
 @pytest.mark.parametrize(("size", "parameters"), ADAPTIVE_CASES, ids=str)
 def test_adaptive_gives_upstreams_masks(sam: Sam, size: tuple[int, int], parameters: dict[str, float]) -> None:
-    """With no duplicates to be removed nothing may be left out; what passes the filters roughly is let in."""
-    image, both = smooth_image(*size), {**OPEN, "box_nms_thresh": 1.0, **parameters}
+    image, both = smooth_image(*size), {**OPEN, "box_nms_thresh": 0.9, **parameters}
     upstream = upstream_masks(sam, image, both)
     found = AutomaticMaskGenerator(sam, **both, strategy="adaptive").generate(image)
     assert upstream
     assert_matched(upstream, found, least=0.97)
+    assert_matched(found, upstream, least=0.97)
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_adaptive_judges_stability_by_sketches(seed: int) -> None:
+    sam, image = small_sam(seed, size=512), smooth_image(203, 270, seed=3)
+    both = {**OPEN, "stability_score_thresh": 0.3, "box_nms_thresh": 0.7}
+    upstream = upstream_masks(sam, image, both)
+    assert upstream
+    found = AutomaticMaskGenerator(sam, **both, strategy="adaptive").generate(image)
+    assert_matched(upstream, found, least=1)
     assert_matched(found, upstream, least=1)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_adaptive_without_duplicates(seed: int) -> None:
-    sam, image = small_sam(seed), smooth_image(150, 220, seed)
-    exhaustive = AutomaticMaskGenerator(sam, **OPEN).generate(image)
-    found = AutomaticMaskGenerator(sam, **OPEN, strategy="adaptive").generate(image)
-    assert_matched(exhaustive, found, least=0.9)
-    best = exhaustive[0]
-    assert found[0]["point_coords"] == best["point_coords"]
-    np.testing.assert_array_equal(found[0]["segmentation"], best["segmentation"])
+def test_adaptive_looks_closely_at_few_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    large, looked_at = small_sam(size=512), {"adaptive": 0, "exhaustive": 0}
+    bounds = Tracer.box_bounds
+    for strategy in looked_at:
+
+        def counted(self: Tracer, logits: torch.Tensor, strategy: str = strategy) -> BoxBounds | None:
+            looked_at[strategy] += 1
+            return bounds(self, logits)
+
+        monkeypatch.setattr(Tracer, "box_bounds", counted)
+        both = {**OPEN, "points_per_side": 10, "points_per_batch": 2}
+        AutomaticMaskGenerator(large, **both, strategy=strategy).generate(smooth_image(150, 220))
+    assert looked_at["exhaustive"] == 300
+    assert looked_at["adaptive"] < 200
 
 
 def test_adaptive_gives_the_same_every_time(sam: Sam) -> None:
@@ -100,7 +118,7 @@ def test_adaptive_gives_the_same_every_time(sam: Sam) -> None:
     assert first == again
 
 
-def test_adaptive_asks_all_of_a_model_that_has_no_rough_answers() -> None:
+def test_adaptive_asks_all_of_a_model_that_has_no_sketches() -> None:
     sam, image = small_sam(4), smooth_image(90, 130)
     sam.mask_decoder.output_upscaling.append(torch.nn.Tanh())
     exhaustive = AutomaticMaskGenerator(sam, **OPEN).generate(image)

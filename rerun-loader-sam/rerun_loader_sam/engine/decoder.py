@@ -1,19 +1,13 @@
 """Point prompts against one embedded image, by the rearranged transformer of `engine.folding`."""
 
 from dataclasses import dataclass
-from itertools import cycle
 
 import torch
 from segment_anything.modeling import Sam
 from segment_anything.modeling.transformer import Attention, TwoWayTransformer
 from torch import Tensor
 
-from rerun_loader_sam.engine.folding import (
-    FoldedImage,
-    FoldedWeights,
-    by_head,
-    fold_image,
-)
+from rerun_loader_sam.engine.folding import FoldedImage, FoldedWeights, by_head, fold_image
 from rerun_loader_sam.engine.upscaling import FoldedUpscaling, UpscaledImage, can_fold_upscaling
 
 # Attention weights (float32) of one layer that stay in a core's second-level cache from one operation to the next.
@@ -41,38 +35,11 @@ class FoldedDecoder:
             embedding: What the encoder gave, (1, C, h, w).
             input_hw: The image's size as the model sees it, without padding: no logits are made beyond it.
         """
-        tokens, positions = self._tokens(embedding)
-        return self._folded(
-            tokens.flatten(0, 1), positions.flatten(0, 1), (embedding.shape[-2], embedding.shape[-1]), input_hw
-        )
-
-    def with_thinned_image(self, embedding: Tensor, input_hw: tuple[int, int]) -> "FoldedPrompts":
-        """The same with a quarter of the image's tokens: rough answers for a fraction of the cost.
-
-        Of every second row every second token stays, those of neighbouring rows lie between each other. What is left
-        is as an image to the decoder: attention over a sample of the tokens is close to attention over all of them,
-        and over averages of neighbours it is not.
-        """
-        tokens, positions = (
-            torch.stack(
-                [row[shift::2][: max(len(row) // 2, 1)] for row, shift in zip(grid[::2], cycle((0, 1)), strict=False)]
-            )
-            for grid in self._tokens(embedding)
-        )
-        return self._folded(
-            tokens.flatten(0, 1), positions.flatten(0, 1), (tokens.shape[0], tokens.shape[1]), input_hw
-        )
-
-    def _tokens(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """The image's tokens and their positional encoding, (h, w, C) each."""
         encoder = self.sam.prompt_encoder
-        tokens = embedding[0] + encoder.no_mask_embed.weight.view(-1, 1, 1)
-        return tokens.permute(1, 2, 0).contiguous(), encoder.get_dense_pe()[0].permute(1, 2, 0).contiguous()
-
-    def _folded(
-        self, tokens: Tensor, positions: Tensor, grid_hw: tuple[int, int], input_hw: tuple[int, int]
-    ) -> "FoldedPrompts":
-        return FoldedPrompts(self, fold_image(self.weights, tokens, positions), grid_hw, input_hw)
+        tokens = (embedding[0] + encoder.no_mask_embed.weight.view(-1, 1, 1)).flatten(1).t().contiguous()
+        positions = encoder.get_dense_pe()[0].flatten(1).t().contiguous()
+        image = fold_image(self.weights, tokens, positions)
+        return FoldedPrompts(self, image, (embedding.shape[-2], embedding.shape[-1]), input_hw)
 
 
 @dataclass(slots=True)
@@ -98,13 +65,13 @@ class FoldedPrediction:
 
     Attributes:
         predicted_iou: Of the masks of each prompt, (P, masks).
-        mask_tokens: The transformer's output tokens of these masks, (P, masks, C).
+        hyper: What the last features are multiplied with for each of these masks, (P, masks, C / 8).
         state: The image's side.
         source: Makes logits of them.
     """
 
     predicted_iou: Tensor
-    mask_tokens: Tensor
+    hyper: Tensor
     state: ImageState
     source: UpscaledImage
 
@@ -119,7 +86,7 @@ class FoldedPrediction:
     def _of(self, prompt: int) -> tuple[Tensor, Tensor, list[Tensor], Tensor]:
         state = self.state
         values = [values[prompt] for values in state.values]
-        return state.factor[prompt], state.weights[prompt], values, self.mask_tokens[prompt]
+        return state.factor[prompt], state.weights[prompt], values, self.hyper[prompt]
 
 
 class FoldedPrompts:
@@ -174,7 +141,9 @@ class FoldedPrompts:
         decoder = self._sam.mask_decoder
         # The first mask answers single-mask requests: upstream drops it when it is asked for several.
         predicted_iou = decoder.iou_prediction_head(out[:, 0])[:, 1:]
-        return FoldedPrediction(predicted_iou, out[:, 2 : 1 + decoder.num_mask_tokens], state, self._upscaled)
+        heads_of_masks = list(decoder.output_hypernetworks_mlps)[1:]
+        hyper = torch.stack([head(out[:, 2 + mask]) for mask, head in enumerate(heads_of_masks)], 1)
+        return FoldedPrediction(predicted_iou, hyper, state, self._upscaled)
 
     def _prompt_tokens(self, points_xy: Tensor) -> Tensor:
         labels = torch.ones(len(points_xy), 1, dtype=torch.int, device=points_xy.device)

@@ -10,10 +10,9 @@ import torch
 from PIL import Image
 from segment_anything.modeling import Sam
 
-from rerun_loader_sam.engine.adaptive import adaptive_masks
 from rerun_loader_sam.engine.encoder import encode
-from rerun_loader_sam.engine.exhaustive import exhaustive_masks
 from rerun_loader_sam.engine.geometry import Crop, crops, layer_point_grids, model_input_hw
+from rerun_loader_sam.engine.grid import grid_masks
 from rerun_loader_sam.engine.parallel import Cores
 from rerun_loader_sam.engine.prompting import EmbeddedCrop, Filters
 from rerun_loader_sam.engine.suppression import clean_masks, suppress_duplicates
@@ -66,9 +65,9 @@ class AutomaticMaskGenerator:
         min_mask_region_area: Smaller holes are filled and smaller islands removed, in pixels; 0 does neither.
         output_mode: What `generate` gives as `segmentation`: `binary_mask` (bool, H x W), `uncompressed_rle`
             or `coco_rle` (needs pycocotools).
-        strategy: `exhaustive` asks every point of the grid and gives upstream's masks. `adaptive` asks every point
-            roughly and makes only the masks that no better one stands for (a model whose decoder is not Meta's has
-            no rough answers: all its points are asked).
+        strategy: `exhaustive` gives upstream's masks. `adaptive` tells most duplicates by one logit of sixteen: a
+            mask that seems to fill the box of a better one is not made (with a model whose decoder is not Meta's,
+            there are no sketches, and it is `exhaustive`).
 
     Raises:
         ValueError: An argument is none of the above.
@@ -190,15 +189,13 @@ class AutomaticMaskGenerator:
             yield None, []
         yield None, []
         image_hw = (image.shape[0], image.shape[1])
-        is_adaptive = self.strategy == "adaptive"
-        embedded = EmbeddedCrop(self.model, embedding, crop, image_hw, filters, estimates=is_adaptive)
+        embedded = EmbeddedCrop(self.model, embedding, crop, image_hw, filters, sketches=self.strategy == "adaptive")
         points = self.point_grids[crop.layer] * np.array(crop.size_hw[::-1])
         size = self.points_per_batch
         if embedding.device.type == "cpu":
             tokens = embedding.shape[-2] * embedding.shape[-1]
             size = min(size, _MAX_CPU_BATCH, max(_CPU_BATCH_TOKENS // tokens, 1))
-        ask = adaptive_masks if embedded.can_estimate else exhaustive_masks
-        yield from ask(embedded, points, size, cores, self.box_nms_thresh)
+        yield from grid_masks(embedded, points, size, cores, self.box_nms_thresh)
 
     def _resized(self, image: Pixels, crop: Crop) -> torch.Tensor:
         """The crop at the model's size, on the model's device: uint8, (1, 3, h, w)."""

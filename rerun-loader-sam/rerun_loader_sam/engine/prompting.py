@@ -14,7 +14,7 @@ from rerun_loader_sam.engine.decoder import FoldedDecoder, FoldedPrediction, Fol
 from rerun_loader_sam.engine.geometry import Crop, Floats, is_cut_off, model_input_hw
 from rerun_loader_sam.engine.reference import ReferenceImage, ReferencePrediction
 from rerun_loader_sam.engine.tracing import Tracer
-from rerun_loader_sam.masks import Bools, Mask
+from rerun_loader_sam.masks import Mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,29 +27,12 @@ class Filters:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """A mask that is known roughly: what the decoder says of it with a quarter of the image's tokens.
-
-    Attributes:
-        point_xy: Its prompt, in pixels of the crop: float64, (2,).
-        mask: Which of the prompt's masks it is.
-        predicted_iou: The model's own estimate of the mask's quality, roughly.
-        sketch: The mask as one pixel for each of these tokens: bool, (h, w).
-    """
-
-    point_xy: Floats
-    mask: int
-    predicted_iou: float
-    sketch: Bools
-
-
-@dataclass(frozen=True, slots=True)
 class Needless:
     """A mask that was not made, because a better one is there that has nearly its box.
 
     Attributes:
-        point_xy: See `Candidate`.
-        mask: See `Candidate`.
+        point_xy: Its prompt, in pixels of the crop: float64, (2,).
+        mask: Which of the prompt's masks it is.
         predicted_iou: The model's own estimate of the mask's quality.
         box: What is known of its box.
     """
@@ -75,10 +58,7 @@ class EmbeddedCrop:
         image_hw: The whole image's size.
         filters: What masks have to pass.
         folded: Whether the fast decoder may be used; the plain one serves models that it does not fit.
-        estimates: Whether rough answers are wanted too.
-
-    Attributes:
-        can_estimate: Whether `estimate` may be called; the plain decoder has nothing cheaper than its answers.
+        sketches: Whether a mask may be found needless by a sketch of it; the plain decoder has none.
     """
 
     def __init__(
@@ -90,7 +70,7 @@ class EmbeddedCrop:
         filters: Filters,
         *,
         folded: bool = True,
-        estimates: bool = False,
+        sketches: bool = False,
     ) -> None:
         long_side: int = sam.image_encoder.img_size
         input_hw = model_input_hw(crop.size_hw, long_side)
@@ -100,13 +80,9 @@ class EmbeddedCrop:
         self._filters = filters
         self._scale = np.array([input_hw[1] / crop.size_hw[1], input_hw[0] / crop.size_hw[0]])
         self._decoder: FoldedPrompts | ReferenceImage
-        is_folded = folded and can_fold(sam)
-        self.can_estimate = is_folded and estimates
-        if is_folded:
-            decoder = FoldedDecoder(sam)
-            self._decoder = decoder.with_image(embedding, input_hw)
-            if estimates:
-                self._rough = decoder.with_thinned_image(embedding, input_hw)
+        self._sketches = sketches
+        if folded and can_fold(sam):
+            self._decoder = FoldedDecoder(sam).with_image(embedding, input_hw)
         else:
             self._decoder = ReferenceImage(sam, embedding)
         self._threshold: float = sam.mask_threshold
@@ -128,52 +104,49 @@ class EmbeddedCrop:
             is_needless: Whether a mask with that box and predicted IoU need not be made; None if all are to be.
         """
         prediction, wanted = self._predict(points_xy)
-        return [
-            made
-            for prompt, masks in enumerate(wanted)
-            if masks
-            for made in self._trace(prediction, prompt, masks, points_xy[prompt], is_needless)
-        ]
+        made: list[Made] = []
+        for prompt, masks in enumerate(wanted):
+            left = masks
+            if masks and is_needless and self._sketches and isinstance(prediction, FoldedPrediction):
+                needless, left = self._sketch(prediction, prompt, masks, points_xy[prompt], is_needless)
+                made += needless
+            made += self._trace(prediction, prompt, left, points_xy[prompt], is_needless)
+        return made
 
     @torch.no_grad()
-    def estimate(self, points_xy: Floats, margin: float) -> list[Candidate]:
-        """The masks whose predicted IoU seems to pass the filter.
-
-        Args:
-            points_xy: (P, 2), in pixels of the crop.
-            margin: How far below the filter a rough predicted IoU may be.
-        """
-        prediction = self._rough.predict(self._as_input(points_xy))
-        scores = prediction.predicted_iou.tolist()
-        candidates: list[Candidate] = []
-        for prompt, (point, row) in enumerate(zip(points_xy, scores, strict=True)):
-            masks = self._passing(row, margin)
-            if masks:
-                sketches = (prediction.coarse_logits(prompt, masks) > self._threshold).cpu().numpy()
-                candidates += [
-                    Candidate(point, mask, row[mask], sketch) for mask, sketch in zip(masks, sketches, strict=True)
-                ]
-        return candidates
-
-    @torch.no_grad()
-    def realise(self, candidates: Sequence[Candidate | Needless], is_needless: IsNeedless | None) -> list[Made]:
-        """The masks of candidates, those of a prompt one after another.
-
-        Args:
-            candidates: What `estimate` gave, or what was needless until now.
-            is_needless: See `answer`.
-        """
-        groups = [list(group) for _, group in groupby(candidates, key=lambda candidate: tuple(candidate.point_xy))]
-        if not groups:
-            return []
+    def realise(self, needless: Sequence[Needless], is_needless: IsNeedless | None) -> list[Made]:
+        """Masks that were needless until now, those of a prompt one after another; see `answer`."""
+        groups = [list(group) for _, group in groupby(needless, key=lambda one: tuple(one.point_xy))]
         points = np.stack([group[0].point_xy for group in groups])
         prediction, passing = self._predict(points)
-        found: list[Made] = []
+        made: list[Made] = []
         for prompt, group in enumerate(groups):
-            masks = [candidate.mask for candidate in group if candidate.mask in passing[prompt]]
-            traced = iter(self._trace(prediction, prompt, masks, points[prompt], is_needless) if masks else [])
-            found += [next(traced) if candidate.mask in masks else None for candidate in group]
-        return found
+            masks = [one.mask for one in group if one.mask in passing[prompt]]
+            made += self._trace(prediction, prompt, masks, points[prompt], is_needless)
+        return made
+
+    def _sketch(
+        self,
+        prediction: FoldedPrediction,
+        prompt: int,
+        masks: list[int],
+        point_xy: Floats,
+        is_needless: IsNeedless,
+    ) -> tuple[list[Needless], list[int]]:
+        """Which of a prompt's masks are needless as far as sketches tell, and which are to be looked at closely.
+
+        Those that are neither are not stable by far.
+        """
+        needless: list[Needless] = []
+        left: list[int] = []
+        for mask, logits in zip(masks, prediction.coarse_logits(prompt, masks).cpu(), strict=True):
+            box = self._tracer.sketched_box(logits)
+            predicted_iou = float(prediction.predicted_iou[prompt, mask])
+            if box and is_needless(box, predicted_iou):
+                needless.append(Needless(point_xy, mask, predicted_iou, box))
+            elif self._tracer.may_be_stable(logits, self._filters.stability_score_thresh):
+                left.append(mask)
+        return needless, left
 
     def _predict(self, points_xy: Floats) -> tuple[FoldedPrediction | ReferencePrediction, list[list[int]]]:
         """What the decoder says of points, and which masks of each pass the filter of predicted IoU."""
@@ -183,10 +156,10 @@ class EmbeddedCrop:
     def _as_input(self, points_xy: Floats) -> Tensor:
         return torch.from_numpy((points_xy * self._scale).astype(np.float32)).to(self.device)
 
-    def _passing(self, scores: list[float], margin: float = 0.0) -> list[int]:
+    def _passing(self, scores: list[float]) -> list[int]:
         """Which of a prompt's masks pass the filter of predicted IoU."""
         least = self._filters.pred_iou_thresh
-        return [i for i, score in enumerate(scores) if least <= 0 or score > least - margin]
+        return [i for i, score in enumerate(scores) if least <= 0 or score > least]
 
     def _trace(
         self,
@@ -196,6 +169,8 @@ class EmbeddedCrop:
         point_xy: Floats,
         is_needless: IsNeedless | None,
     ) -> list[Made]:
+        if not masks:
+            return []
         x0, y0, _, _ = self._crop.box_xyxy
         x, y = point_xy.tolist()
         found: list[Made] = []

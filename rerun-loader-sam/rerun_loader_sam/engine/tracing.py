@@ -28,6 +28,12 @@ _LOGITS_AT_ONCE = 32
 # How far logits may be from themselves when they are interpolated in another order.
 _ROUNDING = 1e-3
 
+# Where in a token, of which it is one of four either way, the logit of a sketch has its centre.
+_SKETCHED_AT = 2.5 / 4
+
+# How far a sketch's stability score may be off: three standard deviations of what was seen.
+_SKETCHED_STABILITY_MARGIN = 0.1
+
 Ints = npt.NDArray[np.int64]
 
 
@@ -125,6 +131,8 @@ class Tracer:
         self._at_knots = height > input_h
         self._rows = _axis(logits_per_side, long_side, input_h, input_h if self._at_knots else height)
         self._rows_per_pixel = input_h / height
+        token = 4 * long_side / logits_per_side
+        self._pixels_per_token = (token * width / input_w, token * height / input_h)
         self._columns_seen = _seen_pixels(logits_per_side, long_side, input_w, width)
         self._rows_seen = _seen_pixels(logits_per_side, long_side, input_h, height)
 
@@ -146,6 +154,42 @@ class Tracer:
             outer[axis::2] = seen.reach(highest, self._threshold - _ROUNDING)
         offset = np.array(self._crop.box_xyxy[:2] * 2)
         return BoxBounds(inner + offset, outer + offset)
+
+    def sketched_box(self, logits: Tensor) -> BoxBounds | None:
+        """What one logit for each image token tells of the mask's box, to half a token; None if none is in the mask.
+
+        logits: float32, (rows, columns), on the CPU; see `FoldedPrediction.coarse_logits`.
+        """
+        inner, outer = np.zeros(4), np.zeros(4)
+        for axis, size in enumerate(self._crop.size_hw[::-1]):
+            highest = logits.amax(axis).numpy().astype(np.float64) - self._threshold
+            above = np.flatnonzero(highest > 0)
+            if len(above) == 0:
+                return None
+            first, last = int(above[0]), int(above[-1])
+            start, end = first - 0.5, last + 0.5
+            if first > 0:
+                start = first - highest[first] / (highest[first] - highest[first - 1])
+            if last < len(highest) - 1:
+                end = last + highest[last] / (highest[last] - highest[last + 1])
+            pixels = self._pixels_per_token[axis]
+            edges = (np.array([start, end]) + _SKETCHED_AT) * pixels - 0.5
+            inwards = np.array([0.5, -0.5]) * pixels
+            inner[axis::2] = (edges + inwards).clip(0, size - 1)
+            outer[axis::2] = (edges - inwards).clip(0, size - 1)
+        offset = np.array(self._crop.box_xyxy[:2] * 2)
+        return BoxBounds(inner + offset, outer + offset)
+
+    def may_be_stable(self, logits: Tensor, min_stability: float) -> bool:
+        """Whether a sketch's mask may reach a stability score; see `sketched_box`.
+
+        With nano on five photographs a sketch's own score was off by 0.035 (standard deviation), and 0.16 at most;
+        small ones are off by more, as samples are.
+        """
+        larger = int((logits > self._threshold - self._offset).sum())
+        smaller = int((logits > self._threshold + self._offset).sum())
+        margin = max(_SKETCHED_STABILITY_MARGIN, 1.5 / max(larger, 1) ** 0.5)
+        return smaller >= (min_stability - margin) * larger
 
     def trace(self, logits: Tensor, min_stability: float) -> tuple[float, Outline | None]:
         """The mask's stability score and, where that suffices, its pixels.

@@ -97,7 +97,7 @@ class UpscaledImage:
         self._constants = weights.final_constants @ first
 
     def logits(
-        self, factor: Tensor, weights: Tensor, values: list[Tensor], mask_tokens: Tensor, masks: list[int]
+        self, factor: Tensor, weights: Tensor, values: list[Tensor], hyper: Tensor, masks: list[int]
     ) -> Tensor:
         """Logits of some masks of one prompt.
 
@@ -105,14 +105,14 @@ class UpscaledImage:
             factor: u, (N,).
             weights: K, (k, N).
             values: The tokens' values of each layer, (heads, T, c).
-            mask_tokens: The output tokens of the multi-mask outputs, (masks, C).
+            hyper: What the last features are multiplied with for each multi-mask output, (masks, C / 8).
             masks: Which of them are wanted.
 
         Returns:
             float32, (len(masks), 4 * rows, 4 * columns): tokens that lie in the padding are left out.
         """
         upscaling = self._upscaling
-        hyper = self._hyper(mask_tokens, masks)
+        wanted = hyper[masks]
         added = self._added(values).t().contiguous()
         height, width = self._rows, self._columns
         weights, factor = self._within_image(weights), self._within_image(factor)
@@ -125,13 +125,13 @@ class UpscaledImage:
             hidden = self._normalised(hidden)
             hidden = (upscaling.second_weight @ hidden).add_(upscaling.second_bias)
             hidden = torch.unflatten(upscaling.second_activation(hidden), 1, (4, -1))
-            out[:, :, :, rows_here] = torch.unflatten(hyper @ hidden, -1, (-1, width))
+            out[:, :, :, rows_here] = torch.unflatten(wanted @ hidden, -1, (-1, width))
         # (dy dx, ey ex, mask, y, x) to (mask, y dy ey, x dx ex)
         fine = out.view(2, 2, 2, 2, len(masks), height, width)
         return fine.permute(4, 5, 0, 2, 6, 1, 3).reshape(len(masks), 4 * height, 4 * width)
 
     def coarse_logits(
-        self, factor: Tensor, weights: Tensor, values: list[Tensor], mask_tokens: Tensor, masks: list[int]
+        self, factor: Tensor, weights: Tensor, values: list[Tensor], hyper: Tensor, masks: list[int]
     ) -> Tensor:
         """One of each token's 16 logits, the one beside its centre: (len(masks), rows, columns); see `logits`."""
         upscaling = self._upscaling
@@ -143,14 +143,9 @@ class UpscaledImage:
         hidden = self._normalised(hidden[None])[0]
         second = slice(0, len(upscaling.second_weight) // 4)
         hidden = torch.addmm(upscaling.second_bias[second], upscaling.second_weight[second], hidden)
-        logits = self._hyper(mask_tokens, masks) @ upscaling.second_activation(hidden)
+        logits = hyper[masks] @ upscaling.second_activation(hidden)
         coarse: Tensor = logits.view(len(masks), self._rows, self._columns)
         return coarse
-
-    def _hyper(self, mask_tokens: Tensor, masks: list[int]) -> Tensor:
-        """What the last features are multiplied with for each mask: (len(masks), C / 8)."""
-        heads = self._upscaling.decoder.output_hypernetworks_mlps
-        return torch.stack([heads[mask + 1](mask_tokens[mask]) for mask in masks])
 
     def _added(self, values: list[Tensor]) -> Tensor:
         """R after the first convolution: (k, 4 * C / 4)."""

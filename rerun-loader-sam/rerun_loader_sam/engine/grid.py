@@ -5,16 +5,21 @@ of a mask that has such a better one already only its box is looked at, and only
 border and pixels are needed for one mask in ten. A better mask may turn out to be a duplicate itself: those that it
 stood for are looked at again at the end, and made if no other stands for them. What comes out is what making all of
 them would have given.
+
+With sketches (the adaptive strategy) most boxes, and masks that are not stable by far, are judged by one logit of
+sixteen, for a fraction of what it costs to make the others. That may err, rarely.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from rerun_loader_sam.engine.boxes import BoxBounds
 from rerun_loader_sam.engine.geometry import Floats
 from rerun_loader_sam.engine.parallel import Cores
-from rerun_loader_sam.engine.prompting import EmbeddedCrop, Made, Needless
+from rerun_loader_sam.engine.prompting import EmbeddedCrop, IsNeedless, Made, Needless
 from rerun_loader_sam.engine.suppression import suppress_duplicates
 from rerun_loader_sam.masks import Mask
 
@@ -22,7 +27,7 @@ from rerun_loader_sam.masks import Mask
 _ROUNDING = 1e-4
 
 
-def exhaustive_masks(
+def grid_masks(
     embedded: EmbeddedCrop, points_xy: Floats, batch_size: int, cores: Cores, box_nms_thresh: float
 ) -> Iterator[tuple[int, list[Mask]]]:
     """How many prompts are answered and the masks that pass the filters, batch by batch.
@@ -37,15 +42,20 @@ def exhaustive_masks(
         box_nms_thresh: IoU of boxes above which the worse of two masks is a duplicate.
     """
     standing = _Standing(box_nms_thresh)
-    is_needless = standing.suppresses if box_nms_thresh < 1 else None
+    # What stands when a batch is begun decides, not what will when a core is free: runs look at the same every time.
     batches = [points_xy[start : start + batch_size] for start in range(0, len(points_xy), batch_size)]
-    answers = cores.in_order(lambda points: embedded.answer(points, is_needless), batches)
-    for batch, made in zip(batches, answers, strict=True):
+    jobs = (partial(embedded.answer, batch, standing.as_it_is()) for batch in batches)
+    for batch, made in zip(batches, cores.in_order(_call, jobs), strict=True):
         yield len(batch), standing.take(made)
     while orphans := standing.orphans():
         parts = [orphans[start : start + batch_size] for start in range(0, len(orphans), batch_size)]
-        for made in cores.in_order(lambda part: embedded.realise(part, is_needless), parts):
+        jobs = (partial(embedded.realise, part, standing.as_it_is()) for part in parts)
+        for made in cores.in_order(_call, jobs):
             yield 0, standing.take(made)
+
+
+def _call(job: Callable[[], list[Made]]) -> list[Made]:
+    return job()
 
 
 class _Standing:
@@ -56,14 +66,11 @@ class _Standing:
         self._made: list[Mask] = []
         self._needless: list[Needless] = []
         self._kept: list[Mask] = []
-        # Of those that are kept, boxes (n, 4) and scores (n,), in one name: other threads read it while it changes.
-        self._compared = (np.zeros((0, 4)), np.zeros(0))
+        self._is_needless: IsNeedless = _Suppressed(np.zeros((0, 4)), np.zeros(0), box_nms_thresh)
 
-    def suppresses(self, box: BoxBounds, predicted_iou: float) -> bool:
-        """Whether a mask would be removed as the duplicate of one that is kept."""
-        boxes_xyxy, scores = self._compared
-        better = boxes_xyxy[scores > predicted_iou]
-        return bool((box.least_iou(better) > self._threshold + _ROUNDING).any())
+    def as_it_is(self) -> IsNeedless | None:
+        """Whether a mask would be removed as the duplicate of one that is kept now; None if none ever is."""
+        return self._is_needless if self._threshold < 1 else None
 
     def take(self, made: list[Made]) -> list[Mask]:
         """Add what was made; returns the masks among it."""
@@ -80,7 +87,7 @@ class _Standing:
         orphans: list[Needless] = []
         others: list[Needless] = []
         for needless in self._needless:
-            (others if self.suppresses(needless.box, needless.predicted_iou) else orphans).append(needless)
+            (others if self._is_needless(needless.box, needless.predicted_iou) else orphans).append(needless)
         self._needless = others
         return orphans
 
@@ -88,6 +95,19 @@ class _Standing:
         """Let the masks stand that are no duplicates of others among them."""
         kept = suppress_duplicates(masks, [mask.predicted_iou for mask in masks], self._threshold)
         self._kept = [masks[i] for i in kept]
-        boxes = [BoxBounds.of_mask(mask).inner_xyxy for mask in self._kept]
-        scores = [mask.predicted_iou for mask in self._kept]
-        self._compared = (np.array(boxes).reshape(-1, 4), np.array(scores))
+        boxes = np.array([BoxBounds.of_mask(mask).inner_xyxy for mask in self._kept]).reshape(-1, 4)
+        scores = np.array([mask.predicted_iou for mask in self._kept])
+        self._is_needless = _Suppressed(boxes, scores, self._threshold)
+
+
+@dataclass(frozen=True, slots=True)
+class _Suppressed:
+    """Whether a mask is removed for one of these: boxes XYXY (n, 4) and scores (n,)."""
+
+    boxes_xyxy: Floats
+    scores: Floats
+    iou_threshold: float
+
+    def __call__(self, box: BoxBounds, predicted_iou: float) -> bool:
+        better = self.boxes_xyxy[self.scores > predicted_iou]
+        return bool((box.least_iou(better) > self.iou_threshold + _ROUNDING).any())

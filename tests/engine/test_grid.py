@@ -11,7 +11,7 @@ from test_parity import OPEN, assert_same
 
 from rerun_loader_sam import AutomaticMaskGenerator
 from rerun_loader_sam.engine.boxes import BoxBounds
-from rerun_loader_sam.engine.exhaustive import exhaustive_masks
+from rerun_loader_sam.engine.grid import grid_masks
 from rerun_loader_sam.engine.parallel import Cores
 from rerun_loader_sam.engine.prompting import EmbeddedCrop, Needless
 from rerun_loader_sam.engine.suppression import suppress_duplicates
@@ -86,7 +86,7 @@ def test_chains_of_duplicates(box_nms_thresh: float) -> None:
         points = np.stack([np.arange(60.0), np.zeros(60)], 1)
         found: list[Mask] = []
         with Cores(torch.device("cpu")) as cores:
-            for _, masks in exhaustive_masks(rectangles, points, 2, cores, box_nms_thresh):  # type: ignore[arg-type]
+            for _, masks in grid_masks(rectangles, points, 2, cores, box_nms_thresh):  # type: ignore[arg-type]
                 found += masks
         everything = rectangles.masks
         expected = torchvisions_choice(everything, box_nms_thresh)
