@@ -189,7 +189,7 @@ class Tracer:
         larger = int((logits > self._threshold - self._offset).sum())
         smaller = int((logits > self._threshold + self._offset).sum())
         margin = max(_SKETCHED_STABILITY_MARGIN, 1.5 / max(larger, 1) ** 0.5)
-        return smaller >= (min_stability - margin) * larger
+        return bool(smaller >= (min_stability - margin) * larger)
 
     def trace(self, logits: Tensor, min_stability: float) -> tuple[float, Outline | None]:
         """The mask's stability score and, where that suffices, its pixels.
