@@ -90,7 +90,7 @@ class Segmenter:
             self.loaded = self._generator = None  # never two in memory
             parameters = chosen.generator_parameters | self._settings.generator_overrides()
             strategy: Literal["exhaustive", "adaptive"] = (
-                "adaptive" if self._settings.strategy == "adaptive" else "exhaustive"
+                "exhaustive" if self._settings.strategy == "exhaustive" else "adaptive"
             )
             self._generator = AutomaticMaskGenerator(
                 load_model(chosen.path, device),

@@ -31,7 +31,7 @@ class Settings:
     checkpoint_url: str = ""
     """Where checkpoints are fetched from instead of Meta's server (https; their SHA256 still decides)."""
     strategy: str = "auto"
-    """`exhaustive` asks every grid point, `adaptive` leaves out those that add nothing, `auto` is ours to choose."""
+    """`exhaustive` gives upstream's masks, `adaptive` tells duplicates by sketches, `auto` is ours to choose."""
 
     points_per_side: int | None = None
     points_per_batch: int | None = None
