@@ -135,9 +135,18 @@ def open_in_viewer(
     print(f"{len(photographs)} in {seconds:.1f} s, {meter.ours_mib:.0f} MiB", file=sys.stderr, flush=True)
     if out is not None:
         save(sdk, port, environ, out)
-    viewer.send_signal(signal.SIGINT)
-    viewer.wait()
+    end(viewer)
     return seconds, meter
+
+
+def end(process: "subprocess.Popen[bytes]") -> None:
+    """End a viewer; those of 0.24 do not always heed the signal."""
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def save(sdk: Sdk, port: str, environ: dict[str, str], out: Path) -> None:
@@ -151,8 +160,7 @@ def save(sdk: Sdk, port: str, environ: dict[str, str], out: Path) -> None:
     size = -1
     while not out.exists() or size != (size := out.stat().st_size):
         time.sleep(2)
-    saving.send_signal(signal.SIGINT)
-    saving.wait()
+    end(saving)
 
 
 def count_of_complete(out: Path, newest: Sdk) -> int:

@@ -222,7 +222,10 @@ class OpenViewer:
             assert saver.popen.poll() is None, saver.said()
             time.sleep(0.1)
         saver.popen.send_signal(signal.SIGINT)
-        saver.popen.wait(10)
+        try:
+            saver.popen.wait(10)
+        except subprocess.TimeoutExpired:  # it does not always heed the signal
+            saver.end()
         return read(rrd, self._reader)
 
 
