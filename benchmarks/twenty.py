@@ -9,7 +9,6 @@ the cache of results.
 import argparse
 import json
 import os
-import signal
 import socket
 import statistics
 import subprocess
@@ -135,18 +134,9 @@ def open_in_viewer(
     print(f"{len(photographs)} in {seconds:.1f} s, {meter.ours_mib:.0f} MiB", file=sys.stderr, flush=True)
     if out is not None:
         save(sdk, port, environ, out)
-    end(viewer)
+    viewer.terminate()
+    viewer.wait()
     return seconds, meter
-
-
-def end(process: "subprocess.Popen[bytes]") -> None:
-    """End a viewer; those of 0.24 do not always heed the signal."""
-    process.send_signal(signal.SIGINT)
-    try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def save(sdk: Sdk, port: str, environ: dict[str, str], out: Path) -> None:
@@ -160,7 +150,8 @@ def save(sdk: Sdk, port: str, environ: dict[str, str], out: Path) -> None:
     size = -1
     while not out.exists() or size != (size := out.stat().st_size):
         time.sleep(2)
-    end(saving)
+    saving.terminate()
+    saving.wait()
 
 
 def count_of_complete(out: Path, newest: Sdk) -> int:

@@ -221,11 +221,7 @@ class OpenViewer:
                 size, since = now, time.monotonic()
             assert saver.popen.poll() is None, saver.said()
             time.sleep(0.1)
-        saver.popen.send_signal(signal.SIGINT)
-        try:
-            saver.popen.wait(10)
-        except subprocess.TimeoutExpired:  # it does not always heed the signal
-            saver.end()
+        saver.end()
         return read(rrd, self._reader)
 
 
