@@ -88,13 +88,8 @@ def test_view_and_watch_and_a_new_watch_segment_once(
     again.wait_for("following the viewer")
     time.sleep(5)
     received = viewer.received(tmp_path / "received.rrd")
-    logs = []
     for path in [photo, *others]:
-        recording = masks_over(received, viewer, path)
-        [*_, last] = recording.of(f"/__properties/segment_anything{entity_path(path)}/logs", "TextDocument:text")
-        logs.append(last.data["TextDocument:text"][0])
-    # Those that came while the first was under way, or still loaded the model, said so over the image.
-    assert any("Waits for the images before it" in log for log in logs)
+        masks_over(received, viewer, path)
 
 
 def test_a_second_rerun_in_an_open_viewer(newest: Sdk, watched: Open, photo: Path, tmp_path: Path) -> None:
@@ -219,7 +214,7 @@ def test_a_file_that_is_gone(newest: Sdk, open_viewer: Open, watch: Watch, photo
     assert not any(f"{entity_path(photo)}/masks" in held for held in viewer.entities().values())
 
 
-def test_what_was_closed_is_not_worked_on(newest: Sdk, open_viewer: Open, photo: Path, tmp_path: Path) -> None:
+def test_what_was_closed_is_not_worked_on(newest: Sdk, open_viewer: Open, photo: Path) -> None:
     others = copies(photo, *(f"{number}.jpg" for number in range(6)))
     viewer, process = open_viewer(newest, *others)
     process.wait_for("segmenting 0.jpg")
@@ -228,9 +223,7 @@ def test_what_was_closed_is_not_worked_on(newest: Sdk, open_viewer: Open, photo:
     client.close(store_ids=stores)
     client.open(str(photo))
     wait_for_masks(viewer, process, photo)
-    received = viewer.received(tmp_path / "received.rrd")
-    segmented = {row.entity_path for found in received.recordings for row in found.rows if "Tensor:data" in row.data}
-    assert len(segmented) <= 3
+    assert process.said().count("rerun-sam: segmenting") <= 3
 
 
 def test_the_viewers_output_and_exit_code(newest: Sdk, tmp_path: Path, user: Path) -> None:

@@ -15,13 +15,12 @@ from rerun_loader_sam.follow.once import Claim, claim_image
 from rerun_loader_sam.follow.received import received_image
 from rerun_loader_sam.follow.segment import FollowRequest, segment_into_viewer
 from rerun_loader_sam.follow.viewer import HeldImage, StoreName, UnreachableViewerError, Viewer
-from rerun_loader_sam.settings import Settings, load_settings
+from rerun_loader_sam.settings import load_settings
 
 POLL_S = 1.0
 _PLACING_S = 30.0  # how long a viewer may take from announcing a file to holding its image
 _FAILURES_TOLD = 10
 _STREAMING_TURNS = 10  # how often a recording that nobody announced is looked at
-_AT_ONCE = 20  # images that are with the worker, which says over each that it waits; others wait here
 
 
 @dataclasses.dataclass
@@ -59,10 +58,7 @@ class Follower:
         self._announced: list[_Announced] = []
         self._turns_unannounced: dict[str, int] = {}
         self._explained: set[str] = set()
-        settings = _settings()
-        self._has_program_images = settings is not None and settings.program_images
-        # Without a worker each takes the memory of a model.
-        self._at_once = _AT_ONCE if settings is not None and settings.worker else 1
+        self._has_program_images = _wants_program_images()
         self._turns_of_program_images: Counter[tuple[str, str]] = Counter()
         self._queue: list[_Work] = []
 
@@ -121,12 +117,10 @@ class Follower:
 
     def stop(self) -> None:
         """End what is under way and let go of what waits."""
-        running = [work.process for work in self._queue if work.process is not None]
-        for process in running:
-            process.terminate()
-        for process in running:
-            process.wait()
         for work in self._queue:
+            if work.process is not None:
+                work.process.terminate()
+                work.process.wait()
             self._finish(work, is_done=False)
         self._queue = []
 
@@ -195,7 +189,7 @@ class Follower:
             self._queue.append(_Work(image, copy, claim, is_copy=True))
 
     def _work(self, open_store_ids: set[str]) -> None:
-        """Start the first ones of the queue, end what is done; drop what the person has closed."""
+        """Start the first of the queue where nothing is under way; drop what the person has closed."""
         for work in list(self._queue):
             is_open = work.image.store.store_id in open_store_ids
             if work.process is not None and work.process.poll() is not None:
@@ -208,21 +202,18 @@ class Follower:
             else:
                 continue
             self._queue.remove(work)
-        for work in self._queue[: self._at_once]:
-            if work.process is None:
-                work.process = self._start(work)
-
-    def _start(self, work: _Work) -> "subprocess.Popen[bytes]":
-        self._say(f"segmenting {os.fsdecode(work.image.parts[-1])}")
-        return segment_into_viewer(
-            FollowRequest(
-                location=work.location,
-                viewer_url=self._viewer.url,
-                application_id=work.image.store.application_id,
-                recording_id=work.image.store.recording_id,
-                image_entity=work.image.entity_path,
+        if self._queue and self._queue[0].process is None:
+            first = self._queue[0]
+            first.process = segment_into_viewer(
+                FollowRequest(
+                    location=first.location,
+                    viewer_url=self._viewer.url,
+                    application_id=first.image.store.application_id,
+                    recording_id=first.image.store.recording_id,
+                    image_entity=first.image.entity_path,
+                )
             )
-        )
+            self._say(f"segmenting {os.fsdecode(first.image.parts[-1])}")
 
     def _finish(self, work: _Work, *, is_done: bool) -> None:
         work.claim.release(is_done=is_done)
@@ -230,11 +221,11 @@ class Follower:
             _remove_copy(work.location)
 
 
-def _settings() -> Settings | None:
+def _wants_program_images() -> bool:
     try:
-        return load_settings()
+        return load_settings().program_images
     except UserError:  # the first image says what is wrong with a setting
-        return None
+        return False
 
 
 def _is_file(image: HeldImage) -> bool:
