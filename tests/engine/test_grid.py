@@ -11,7 +11,7 @@ from test_parity import OPEN, assert_same
 
 from rerun_loader_sam import AutomaticMaskGenerator
 from rerun_loader_sam.engine.boxes import BoxBounds
-from rerun_loader_sam.engine.grid import grid_masks
+from rerun_loader_sam.engine.grid import Standing, grid_masks
 from rerun_loader_sam.engine.parallel import Cores
 from rerun_loader_sam.engine.prompting import EmbeddedCrop, Needless
 from rerun_loader_sam.engine.suppression import suppress_duplicates
@@ -84,14 +84,12 @@ def test_chains_of_duplicates(box_nms_thresh: float) -> None:
     for seed in range(40):
         rectangles = Rectangles(seed)
         points = np.stack([np.arange(60.0), np.zeros(60)], 1)
-        found: list[Mask] = []
+        standing = Standing(box_nms_thresh)
         with Cores(torch.device("cpu")) as cores:
-            for _, masks in grid_masks(rectangles, points, 2, cores, box_nms_thresh):  # type: ignore[arg-type]
-                found += masks
+            list(grid_masks(rectangles, points, 2, cores, standing))  # type: ignore[arg-type]
         everything = rectangles.masks
         expected = torchvisions_choice(everything, box_nms_thresh)
-        kept = suppress_duplicates(found, [mask.predicted_iou for mask in found], box_nms_thresh)
-        assert [found[i] for i in kept] == [everything[i] for i in expected]
+        assert standing.kept == [everything[i] for i in expected]
         made += rectangles.made_count
         orphans += rectangles.orphan_count
         total += len(everything)

@@ -76,13 +76,27 @@ ADAPTIVE_CASES = [
 
 
 @pytest.mark.parametrize(("size", "parameters"), ADAPTIVE_CASES, ids=str)
-def test_adaptive_gives_upstreams_masks(sam: Sam, size: tuple[int, int], parameters: dict[str, float]) -> None:
-    image, both = smooth_image(*size), {**OPEN, "box_nms_thresh": 0.9, **parameters}
+@pytest.mark.parametrize("box_nms_thresh", [0.9, 1.0])
+def test_adaptive_gives_upstreams_masks(
+    sam: Sam, size: tuple[int, int], parameters: dict[str, float], box_nms_thresh: float
+) -> None:
+    image, both = smooth_image(*size), {**OPEN, "box_nms_thresh": box_nms_thresh, **parameters}
     upstream = upstream_masks(sam, image, both)
     found = AutomaticMaskGenerator(sam, **both, strategy="adaptive").generate(image)
     assert upstream
-    assert_matched(upstream, found, least=0.97)
-    assert_matched(found, upstream, least=0.97)
+    assert_matched(upstream, found, least=1)
+    assert_matched(found, upstream, least=1)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_adaptive_without_duplicates(seed: int) -> None:
+    sam, image = small_sam(seed), smooth_image(150, 220, seed)
+    exhaustive = AutomaticMaskGenerator(sam, **OPEN).generate(image)
+    found = AutomaticMaskGenerator(sam, **OPEN, strategy="adaptive").generate(image)
+    assert_matched(exhaustive, found, least=0.9)
+    best = exhaustive[0]
+    assert found[0]["point_coords"] == best["point_coords"]
+    np.testing.assert_array_equal(found[0]["segmentation"], best["segmentation"])
 
 
 @pytest.mark.parametrize("seed", [0, 2])

@@ -1,5 +1,7 @@
 """Traced outlines against upstream's way: interpolate to the image, compare, encode."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -25,11 +27,18 @@ def blobs(seed: int, roughness: int) -> torch.Tensor:
     return 4 * nn_functional.interpolate(torch.randn(1, 1, roughness, roughness), LOGITS, mode="bicubic")[0, 0]
 
 
-@pytest.mark.parametrize(
-    "size_hw", [(128, 128), (97, 60), (61, 128), (20, 33), (1, 50), (400, 300), (300, 1000), (1, 1)]
-)
-@pytest.mark.parametrize("roughness", [3, 8, 32])
-@pytest.mark.parametrize("shift", [-7.0, 0.0, 30.0])
+def all_kinds_of_masks(test: Callable[..., None]) -> Callable[..., None]:
+    """Of images of all sizes, smooth and rough, and from nearly empty to full."""
+    for name, values in (
+        ("shift", [-7.0, 0.0, 30.0]),
+        ("roughness", [3, 8, 32]),
+        ("size_hw", [(128, 128), (97, 60), (61, 128), (20, 33), (1, 50), (400, 300), (300, 1000), (1, 1)]),
+    ):
+        test = pytest.mark.parametrize(name, values)(test)
+    return test
+
+
+@all_kinds_of_masks
 def test_pixels_and_stability(size_hw: tuple[int, int], roughness: int, shift: float) -> None:
     logits = blobs(roughness, roughness) + shift
     full = upstream_mask(logits, size_hw)
@@ -46,11 +55,7 @@ def test_pixels_and_stability(size_hw: tuple[int, int], roughness: int, shift: f
         assert list(outline.box_xyxy) == batched_mask_to_box(torch.from_numpy(expected)[None])[0].tolist()
 
 
-@pytest.mark.parametrize(
-    "size_hw", [(128, 128), (97, 60), (61, 128), (20, 33), (1, 50), (400, 300), (300, 1000), (1, 1)]
-)
-@pytest.mark.parametrize("roughness", [3, 8, 32])
-@pytest.mark.parametrize("shift", [-7.0, 0.0, 30.0])
+@all_kinds_of_masks
 def test_a_box_lies_between_its_bounds(size_hw: tuple[int, int], roughness: int, shift: float) -> None:
     logits = blobs(roughness, roughness) + shift
     tracer = Tracer(Crop((0, 0, size_hw[1], size_hw[0]), 0), size_hw, **MODEL)

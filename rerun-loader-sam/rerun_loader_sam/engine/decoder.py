@@ -80,7 +80,7 @@ class FoldedPrediction:
         return self.source.logits(*self._of(prompt), masks)
 
     def coarse_logits(self, prompt: int, masks: list[int]) -> Tensor:
-        """Every fourth of these logits either way, from the third on, for a twelfth of the cost."""
+        """Every fourth of these logits either way, from the third on, for a fifth of the cost."""
         return self.source.coarse_logits(*self._of(prompt), masks)
 
     def _of(self, prompt: int) -> tuple[Tensor, Tensor, list[Tensor], Tensor]:

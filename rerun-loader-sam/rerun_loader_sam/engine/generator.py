@@ -1,6 +1,6 @@
 """Everything in an image: grid prompts, filters, duplicates removed. The drop-in for upstream's generator."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +12,7 @@ from segment_anything.modeling import Sam
 
 from rerun_loader_sam.engine.encoder import encode
 from rerun_loader_sam.engine.geometry import Crop, crops, layer_point_grids, model_input_hw
-from rerun_loader_sam.engine.grid import grid_masks
+from rerun_loader_sam.engine.grid import Standing, grid_masks
 from rerun_loader_sam.engine.parallel import Cores
 from rerun_loader_sam.engine.prompting import EmbeddedCrop, Filters
 from rerun_loader_sam.engine.suppression import clean_masks, suppress_duplicates
@@ -147,21 +147,9 @@ class AutomaticMaskGenerator:
         done = 0
         found: list[Mask] = []
         for part in parts:
-            candidates: list[Mask] = []
-            shown: list[Mask] = []
             with Cores(self.model.device) as cores:
-                for answered, fresh in self._crop_masks(image, part, cores):
-                    if answered is None:
-                        yield Progress("encode", done, total, [])
-                        continue
-                    candidates += fresh
-                    done += answered
-                    # Only for showing: what a better mask has replaced cannot come back here, at the end it can.
-                    kept = {id(mask) for mask in self._suppress([*shown, *fresh])}
-                    new = [mask for mask in fresh if id(mask) in kept]
-                    shown = [mask for mask in shown if id(mask) in kept] + new
-                    yield Progress("prompts", done, total, new)
-            found += self._suppress(candidates)
+                found += yield from self._segment_crop(image, part, cores, done, total)
+            done += len(self.point_grids[part.layer])
         if len(parts) > 1:
             scores = [1 / (mask.crop_box_xywh[2] * mask.crop_box_xywh[3]) for mask in found]
             found = [found[i] for i in suppress_duplicates(found, scores, self.crop_nms_thresh)]
@@ -169,15 +157,10 @@ class AutomaticMaskGenerator:
             found = clean_masks(found, self.min_mask_region_area, max(self.box_nms_thresh, self.crop_nms_thresh))
         yield Progress("done", total, total, found)
 
-    def _suppress(self, masks: list[Mask]) -> list[Mask]:
-        scores = [mask.predicted_iou for mask in masks]
-        return [masks[i] for i in suppress_duplicates(masks, scores, self.box_nms_thresh)]
-
-    def _crop_masks(self, image: Pixels, crop: Crop, cores: Cores) -> Iterator[tuple[int | None, list[Mask]]]:
-        """How many prompts were answered and the masks that pass the filters, batch by batch.
-
-        Before the first batch, None and no masks as often as a piece of the encoder's work is done.
-        """
+    def _segment_crop(
+        self, image: Pixels, crop: Crop, cores: Cores, done: int, total: int
+    ) -> Generator[Progress, None, list[Mask]]:
+        """Report on one crop, from `done` prompts on; returns its masks, best first."""
         filters = Filters(self.pred_iou_thresh, self.stability_score_thresh, self.stability_score_offset)
         pieces = encode(self.model, self._resized(image, crop), cores)
         while True:
@@ -186,8 +169,8 @@ class AutomaticMaskGenerator:
             except StopIteration as end:
                 embedding = end.value
                 break
-            yield None, []
-        yield None, []
+            yield Progress("encode", done, total, [])
+        yield Progress("encode", done, total, [])
         image_hw = (image.shape[0], image.shape[1])
         embedded = EmbeddedCrop(self.model, embedding, crop, image_hw, filters, sketches=self.strategy == "adaptive")
         points = self.point_grids[crop.layer] * np.array(crop.size_hw[::-1])
@@ -195,7 +178,11 @@ class AutomaticMaskGenerator:
         if embedding.device.type == "cpu":
             tokens = embedding.shape[-2] * embedding.shape[-1]
             size = min(size, _MAX_CPU_BATCH, max(_CPU_BATCH_TOKENS // tokens, 1))
-        yield from grid_masks(embedded, points, size, cores, self.box_nms_thresh)
+        standing = Standing(self.box_nms_thresh)
+        for answered, fresh in grid_masks(embedded, points, size, cores, standing):
+            done += answered
+            yield Progress("prompts", done, total, fresh)
+        return standing.kept
 
     def _resized(self, image: Pixels, crop: Crop) -> torch.Tensor:
         """The crop at the model's size, on the model's device: uint8, (1, 3, h, w)."""

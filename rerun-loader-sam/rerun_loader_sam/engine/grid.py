@@ -28,20 +28,19 @@ _ROUNDING = 1e-4
 
 
 def grid_masks(
-    embedded: EmbeddedCrop, points_xy: Floats, batch_size: int, cores: Cores, box_nms_thresh: float
+    embedded: EmbeddedCrop, points_xy: Floats, batch_size: int, cores: Cores, standing: "Standing"
 ) -> Iterator[tuple[int, list[Mask]]]:
-    """How many prompts are answered and the masks that pass the filters, batch by batch.
+    """How many prompts are answered and the masks that stand since then, batch by batch.
 
-    Masks are missing that the suppression of duplicates would remove.
+    A better mask may still replace them: what stays is in `standing` at the end.
 
     Args:
         embedded: The crop.
         points_xy: In pixels of the crop, (P, 2).
         batch_size: Prompts that are decoded at once.
         cores: Who works.
-        box_nms_thresh: IoU of boxes above which the worse of two masks is a duplicate.
+        standing: Where the masks go.
     """
-    standing = _Standing(box_nms_thresh)
     # What stands when a batch is begun decides, not what will when a core is free: runs look at the same every time.
     batches = [points_xy[start : start + batch_size] for start in range(0, len(points_xy), batch_size)]
     jobs = (partial(embedded.answer, batch, standing.as_it_is()) for batch in batches)
@@ -58,14 +57,21 @@ def _call(job: Callable[[], list[Made]]) -> list[Made]:
     return job()
 
 
-class _Standing:
-    """Masks that are no duplicates so far, and those that were not made because of them."""
+class Standing:
+    """Masks that are no duplicates so far, and those that were not made because of them.
+
+    Args:
+        box_nms_thresh: IoU of boxes above which the worse of two masks is a duplicate.
+
+    Attributes:
+        kept: Masks that are no duplicates of others, best first.
+    """
 
     def __init__(self, box_nms_thresh: float) -> None:
         self._threshold = box_nms_thresh
         self._made: list[Mask] = []
         self._needless: list[Needless] = []
-        self._kept: list[Mask] = []
+        self.kept: list[Mask] = []
         self._is_needless: IsNeedless = _Suppressed(np.zeros((0, 4)), np.zeros(0), box_nms_thresh)
 
     def as_it_is(self) -> IsNeedless | None:
@@ -73,13 +79,14 @@ class _Standing:
         return self._is_needless if self._threshold < 1 else None
 
     def take(self, made: list[Made]) -> list[Mask]:
-        """Add what was made; returns the masks among it."""
+        """Add what was made; returns the masks among it that stand."""
         masks = [mask for mask in made if isinstance(mask, Mask)]
         self._needless += [needless for needless in made if isinstance(needless, Needless)]
         self._made += masks
         if masks:
-            self._keep([*self._kept, *masks])
-        return masks
+            self._keep([*self.kept, *masks])
+        standing = {id(mask) for mask in self.kept}
+        return [mask for mask in masks if id(mask) in standing]
 
     def orphans(self) -> list[Needless]:
         """Take out those that were not made and that none of the masks suppresses that stay in the end."""
@@ -94,9 +101,9 @@ class _Standing:
     def _keep(self, masks: list[Mask]) -> None:
         """Let the masks stand that are no duplicates of others among them."""
         kept = suppress_duplicates(masks, [mask.predicted_iou for mask in masks], self._threshold)
-        self._kept = [masks[i] for i in kept]
-        boxes = np.array([BoxBounds.of_mask(mask).inner_xyxy for mask in self._kept]).reshape(-1, 4)
-        scores = np.array([mask.predicted_iou for mask in self._kept])
+        self.kept = [masks[i] for i in kept]
+        boxes = np.array([BoxBounds.of_mask(mask).inner_xyxy for mask in self.kept]).reshape(-1, 4)
+        scores = np.array([mask.predicted_iou for mask in self.kept])
         self._is_needless = _Suppressed(boxes, scores, self._threshold)
 
 

@@ -10,6 +10,7 @@ All on the CPU: torch for the products, numpy for the rest.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -82,18 +83,11 @@ class _SeenPixels:
         Interpolation is linear along the axis: no pixel exceeds what comes of the highest logit of each line.
         """
         knots = (self.knot_weights[:, : len(highest)] @ highest).numpy().astype(np.float64)
-        above = np.flatnonzero(knots > threshold)
-        if len(above) == 0:
+        extent = _extent(knots - threshold)
+        if extent is None:
             return 0.0, self.size - 1.0
-        first, last = int(above[0]), int(above[-1])
-        start, end = 0.0, self.size - 1.0
-        if first > 0:
-            crossing = first - (knots[first] - threshold) / (knots[first] - knots[first - 1])
-            start = np.ceil((crossing + 0.5) / self.knots_per_pixel - 0.5 - _ROUNDING)
-        if last < len(knots) - 1:
-            crossing = last + (knots[last] - threshold) / (knots[last] - knots[last + 1])
-            end = np.floor((crossing + 0.5) / self.knots_per_pixel - 0.5 + _ROUNDING)
-        return max(start, 0.0), min(end, self.size - 1.0)
+        start, end = ((edge + 0.5) / self.knots_per_pixel - 0.5 for edge in extent)
+        return max(np.ceil(start - _ROUNDING), 0.0), min(np.floor(end + _ROUNDING), self.size - 1.0)
 
 
 class Tracer:
@@ -124,17 +118,20 @@ class Tracer:
         self._offset = offset
         input_h, input_w = model_input_hw(crop.size_hw, long_side)
         height, width = crop.size_hw
-        self._columns = _axis(logits_per_side, long_side, input_w, width)
+        interpolation = partial(_interpolation, logits_per_side, long_side)
+        columns, column_knots = interpolation(input_w, width), interpolation(input_w, input_w)
+        rows, row_knots = interpolation(input_h, height), interpolation(input_h, input_h)
+        self._columns = _axis(columns)
         pixels_per_logit = long_side / logits_per_side * width / input_w
         self._columns_at_once = max(_LEAST_COLUMNS_AT_ONCE, int(_LOGITS_AT_ONCE * pixels_per_logit))
         # With more rows in the image than in the model's input, samples are the model's rows.
         self._at_knots = height > input_h
-        self._rows = _axis(logits_per_side, long_side, input_h, input_h if self._at_knots else height)
+        self._rows = _axis(row_knots if self._at_knots else rows)
         self._rows_per_pixel = input_h / height
         token = 4 * long_side / logits_per_side
         self._pixels_per_token = (token * width / input_w, token * height / input_h)
-        self._columns_seen = _seen_pixels(logits_per_side, long_side, input_w, width)
-        self._rows_seen = _seen_pixels(logits_per_side, long_side, input_h, height)
+        self._columns_seen = _seen_pixels(columns, column_knots)
+        self._rows_seen = _seen_pixels(rows, row_knots)
 
     def box_bounds(self, logits: Tensor) -> BoxBounds | None:
         """What a small part of the pixels tells of the mask's box; None if none of that part is in the mask.
@@ -163,17 +160,11 @@ class Tracer:
         inner, outer = np.zeros(4), np.zeros(4)
         for axis, size in enumerate(self._crop.size_hw[::-1]):
             highest = logits.amax(axis).numpy().astype(np.float64) - self._threshold
-            above = np.flatnonzero(highest > 0)
-            if len(above) == 0:
+            extent = _extent(highest)
+            if extent is None:
                 return None
-            first, last = int(above[0]), int(above[-1])
-            start, end = first - 0.5, last + 0.5
-            if first > 0:
-                start = first - highest[first] / (highest[first] - highest[first - 1])
-            if last < len(highest) - 1:
-                end = last + highest[last] / (highest[last] - highest[last + 1])
             pixels = self._pixels_per_token[axis]
-            edges = (np.array([start, end]) + _SKETCHED_AT) * pixels - 0.5
+            edges = (np.array(extent) + _SKETCHED_AT) * pixels - 0.5
             inwards = np.array([0.5, -0.5]) * pixels
             inner[axis::2] = (edges + inwards).clip(0, size - 1)
             outer[axis::2] = (edges - inwards).clip(0, size - 1)
@@ -321,24 +312,36 @@ class _Flips:
     after: npt.NDArray[np.float32]
 
 
-def _seen_pixels(logits_per_side: int, long_side: int, input_size: int, size: int) -> _SeenPixels:
-    count = min(size, -(-logits_per_side * input_size // long_side) + 1)
-    pixels = np.linspace(0, size - 1, count).round().astype(np.int64)
-    return _SeenPixels(
-        _interpolation(logits_per_side, long_side, input_size, size)[torch.from_numpy(pixels)].contiguous(),
-        pixels,
-        _interpolation(logits_per_side, long_side, input_size, input_size),
-        input_size / size,
-        size,
-    )
+def _extent(values: Floats) -> tuple[float, float] | None:
+    """Where a line of samples, with linear interpolation between them, first and last crosses zero.
+
+    Beyond an outermost sample that is positive it ends after half a sample. None if no sample is positive.
+    """
+    above = np.flatnonzero(values > 0)
+    if len(above) == 0:
+        return None
+    first, last = int(above[0]), int(above[-1])
+    start, end = first - 0.5, last + 0.5
+    if first > 0:
+        start = first - values[first] / (values[first] - values[first - 1])
+    if last < len(values) - 1:
+        end = last + values[last] / (values[last] - values[last + 1])
+    return start, end
 
 
-def _axis(logits_per_side: int, long_side: int, input_size: int, size: int) -> _Axis:
-    weights = _interpolation(logits_per_side, long_side, input_size, size)
+def _seen_pixels(at_pixels: Tensor, at_knots: Tensor) -> _SeenPixels:
+    size, n_knots = len(at_pixels), len(at_knots)
+    n_logits = int((at_knots != 0).any(0).sum())
+    pixels = np.linspace(0, size - 1, min(size, n_logits + 1)).round().astype(np.int64)
+    weights = at_pixels[torch.from_numpy(pixels)].contiguous()
+    return _SeenPixels(weights, pixels, at_knots, n_knots / size, size)
+
+
+def _axis(weights: Tensor) -> _Axis:
     used = (weights != 0).numpy()
     reached = np.flatnonzero(used.any(0))
     first = used.argmax(0)
-    last = size - 1 - used[::-1].argmax(0)
+    last = len(weights) - 1 - used[::-1].argmax(0)
     return _Axis(weights, first[: reached[-1] + 1], last[: reached[-1] + 1])
 
 
