@@ -114,8 +114,10 @@ class Job:
             shown = self._show(step, path)
         try:
             self._masks(step, shown, started)
-        finally:
+        except Exception:  # not where the work was cancelled: the person may have closed the recording
             self._clear_masks_so_far(step)
+            raise
+        self._clear_masks_so_far(step)
         recording = self._open(step)
         if recording.is_over_image:  # where the last line of the log lies
             contents.clear(recording, contents.PROGRESS)
