@@ -6,6 +6,7 @@ A process of its own, since Rerun, which it needs, takes 90 MB: `rerun-sam watch
 import os
 import signal
 import sys
+from types import FrameType
 
 from rerun_loader_sam.follow.announcements import proxy_url
 from rerun_loader_sam.follow.discover import viewers_of
@@ -28,7 +29,7 @@ def main() -> int:
         return not process.is_running() or os.getppid() != parent
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, frame: sys.exit(0))
+        signal.signal(number, _end)
     try:
         viewer = reach(proxy_url(port), is_over)
         if viewer is None:
@@ -40,6 +41,14 @@ def main() -> int:
         return NOT_SUPPORTED
     say(f"the viewer on port {port} has ended")
     return 0
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    # A service, or a terminal, ends all its processes at once, and `rerun-sam watch` then ends this one again: that
+    # is not to cut short what is done at the end.
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, signal.SIG_IGN)
+    sys.exit(0)
 
 
 if __name__ == "__main__":
