@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -45,21 +46,15 @@ def load_image(path: Path, max_megapixels: float) -> LoadedImage:
 
     Raises UserError where the file cannot be read or has more than `max_megapixels` million pixels.
     """
-    # Our own limit, which a person can set, stands in for Pillow's fixed one.
-    Image.MAX_IMAGE_PIXELS = None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about odd metadata; what cannot be read raises
-            # An open file, not its path: Pillow would map some, and a mapped file that is cut meanwhile kills the
-            # process.
-            with open_regular(path) as file, Image.open(file) as image:
-                _check_size(path, image, max_megapixels)
-                is_one_of_several = _is_animated(image)
-                image.load()
-                orientation = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
-                ImageOps.exif_transpose(image, in_place=True)  # a copy of a large image costs hundreds of MB
-                upright = _convert(image, is_one_of_several)
-                return dataclasses.replace(upright, orientation=orientation)
+        with _opened(path) as image:
+            _check_size(path, image, max_megapixels)
+            is_one_of_several = _is_animated(image)
+            image.load()
+            orientation = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
+            ImageOps.exif_transpose(image, in_place=True)  # a copy of a large image costs hundreds of MB
+            upright = _convert(image, is_one_of_several)
+            return dataclasses.replace(upright, orientation=orientation)
     except UserError:
         raise
     except FileNotFoundError as error:
@@ -74,6 +69,26 @@ def load_image(path: Path, max_megapixels: float) -> LoadedImage:
             f"{path} cannot be read as an image ({reason or type(error).__name__}); nothing was segmented, "
             "check the file or convert it to PNG"
         ) from error
+
+
+def stored_size_hw(path: Path) -> tuple[int, int] | None:
+    """Height and width of an image as its file says, which is not read any further; None where it cannot be read."""
+    with contextlib.suppress(Exception), _opened(path) as image:  # Pillow's readers raise anything, as above
+        return image.height, image.width
+    return None
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The image of a file whose first bytes are read, and which is closed again."""
+    # Our own limit, which a person can set, stands in for Pillow's fixed one.
+    Image.MAX_IMAGE_PIXELS = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about odd metadata; what cannot be read raises
+        # An open file, not its path: Pillow would map some, and a mapped file that is cut meanwhile kills the
+        # process.
+        with open_regular(path) as file, Image.open(file) as image:
+            yield image
 
 
 def _check_size(path: Path, image: Image.Image, max_megapixels: float) -> None:

@@ -228,7 +228,7 @@ class Job:
         reported = began = time.monotonic()
         draw_after_s = FIRST_MASKS_AFTER_S
         if not self._segmenter.is_free:
-            self._log(step, "Waits for the images before it")
+            self._log(step, contents.WAITS)
         for event in self._segmenter.stream(lambda: self._pixels(shown)):
             if isinstance(event, LoadedModel):
                 model = event

@@ -120,11 +120,11 @@ def open_viewer(
 
 
 @pytest.fixture
-def watch(user: Path, tmp_path: Path, processes: list[Process], ports: list[int]) -> Callable[[Sdk], Process]:
-    """Call with an SDK: `rerun-sam watch`, running."""
+def watch(user: Path, tmp_path: Path, processes: list[Process], ports: list[int]) -> Callable[..., Process]:
+    """Call with an SDK, and the `points_per_side` of the grid if it is to be slow: `rerun-sam watch`, running."""
 
-    def start(sdk: Sdk) -> Process:
-        environ = put_on_path(tmp_path / "bin", sdk) | QUICK
+    def start(sdk: Sdk, points_per_side: int = 4) -> Process:
+        environ = put_on_path(tmp_path / "bin", sdk) | QUICK | {"RERUN_SAM_POINTS_PER_SIDE": str(points_per_side)}
         only = [f"--port={port}" for port in ports]
         process = Process([RERUN_SAM, "watch", *only], environ, tmp_path / f"watch-{len(processes)}.log")
         processes.append(process)
@@ -135,7 +135,7 @@ def watch(user: Path, tmp_path: Path, processes: list[Process], ports: list[int]
 
 
 @pytest.fixture
-def watched(open_viewer: Open, watch: Callable[[Sdk], Process]) -> Open:
+def watched(open_viewer: Open, watch: Callable[..., Process]) -> Open:
     """Call as `open_viewer`: a viewer that somebody started as ever, and the `rerun-sam watch` that follows it."""
 
     def start(sdk: Sdk, *arguments: str | Path, display: str | None = None) -> tuple[OpenViewer, Process]:

@@ -20,11 +20,13 @@ from viewers import (
     wait_until,
 )
 
+from recordings import Recording
+from rerun_loader_sam.recording.contents import WAITS
 from sdks import Sdk
 
 pytestmark = pytest.mark.viewer
 
-Watch = Callable[[Sdk], Process]
+Watch = Callable[..., Process]
 
 
 def test_an_image_of_the_command_line(newest: Sdk, open_viewer: Open, photo: Path, tmp_path: Path) -> None:
@@ -224,6 +226,70 @@ def test_what_was_closed_is_not_worked_on(newest: Sdk, open_viewer: Open, photo:
     client.open(str(photo))
     wait_for_masks(viewer, process, photo)
     assert process.said().count("rerun-sam: segmenting") <= 3
+    assert list(viewer.entities()) == [viewer.recording_of(entity_path(photo))]
+
+
+def test_images_that_wait_say_so(newest: Sdk, open_viewer: Open, photo: Path, tmp_path: Path) -> None:
+    waiting = copies(photo, "b.jpg", "c.jpg", "d.jpg", "closed.jpg")
+    viewer, process = open_viewer(newest, photo, *waiting)
+    closed = entity_path(waiting.pop())
+    # The first takes seconds: it starts the worker, which loads the model.
+    wait_until(
+        lambda: any("Points2D:labels" in held.get(f"{closed}/progress", ()) for held in viewer.entities().values()),
+        "a text over the last image",
+        process,
+    )
+    closed_id = viewer.recording_of(closed)
+    client = viewer.client()
+    client.close(
+        store_ids=[found.store_id for found in client.get_state().recordings if found.store_id.endswith(closed_id)]
+    )
+    wait_for_masks(viewer, process, photo, *waiting)
+    assert closed_id not in viewer.entities()
+    received = viewer.received(tmp_path / "received.rrd")
+    for path in waiting:
+        texts = progress_texts(masks_over(received, viewer, path), entity_path(path))
+        assert [texts[0], texts.count(WAITS)] == [WAITS, 1], texts
+    (alone,) = [recording for recording in received.recordings if recording.recording_id == closed_id]
+    assert progress_texts(alone, closed) == [WAITS]
+    assert {row.entity_path for row in alone.rows} == {
+        f"{closed}/progress", f"/__properties/segment_anything{closed}/logs"
+    }  # fmt: skip
+    assert WAITS not in progress_texts(masks_over(received, viewer, photo), entity_path(photo))
+
+
+def test_closing_and_ending_amid_the_work(
+    newest: Sdk, open_viewer: Open, watch: Watch, photo: Path, tmp_path: Path
+) -> None:
+    running, waiting = copies(photo, "b.jpg", "c.jpg")
+    watching = watch(newest, points_per_side=64)
+    viewer, _ = open_viewer(newest, photo, running, waiting, by="rerun")
+
+    def holds(path: Path, below: str, component: str) -> bool:
+        return any(component in held.get(entity_path(path) + below, ()) for held in viewer.entities().values())
+
+    wait_until(lambda: holds(photo, "/masks_so_far", "SegmentationImage:buffer"), "its first masks", watching)
+    closed_id = viewer.recording_of(entity_path(photo))
+    client = viewer.client()
+    client.close(
+        store_ids=[found.store_id for found in client.get_state().recordings if found.store_id.endswith(closed_id)]
+    )
+    wait_until(lambda: holds(running, "/masks_so_far", "SegmentationImage:buffer"), "those of the next", watching)
+    assert closed_id not in viewer.entities()
+    watching.end()
+    # Nobody goes on with these: nothing over them says so, or looks like the result.
+    assert holds(running, "/progress", "Clear:is_recursive")
+    assert holds(running, "/masks_so_far", "Clear:is_recursive")
+    assert holds(waiting, "/progress", "Clear:is_recursive")
+    received = viewer.received(tmp_path / "received.rrd")
+    (closed,) = [recording for recording in received.recordings if recording.recording_id == closed_id]
+    assert not [row for row in closed.rows if "Clear:is_recursive" in row.data]
+    assert not any("Tensor:data" in row.data for recording in received.recordings for row in recording.rows)
+
+
+def progress_texts(recording: Recording, image: str) -> list[str]:
+    """What lay over an image, in order."""
+    return [row.data["Points2D:labels"][0] for row in recording.of(f"{image}/progress", "Points2D:labels")]
 
 
 def test_the_viewers_output_and_exit_code(newest: Sdk, tmp_path: Path, user: Path) -> None:

@@ -1,5 +1,6 @@
 """Follows one viewer of 0.41 or later: has each image that it opens segmented once, over that image."""
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -15,6 +16,7 @@ from rerun_loader_sam.follow.once import Claim, claim_image
 from rerun_loader_sam.follow.received import received_image
 from rerun_loader_sam.follow.segment import FollowRequest, segment_into_viewer
 from rerun_loader_sam.follow.viewer import HeldImage, StoreName, UnreachableViewerError, Viewer
+from rerun_loader_sam.follow.waiting import clear_progress, show_waiting
 from rerun_loader_sam.settings import load_settings
 
 POLL_S = 1.0
@@ -37,6 +39,8 @@ class _Work:
     is_copy: bool = False
     """Whether the file is our own, to be removed."""
     process: "subprocess.Popen[bytes] | None" = None
+    is_told: bool = False
+    """Whether it says over the image that it waits."""
 
 
 class Follower:
@@ -61,6 +65,7 @@ class Follower:
         self._has_program_images = _wants_program_images()
         self._turns_of_program_images: Counter[tuple[str, str]] = Counter()
         self._queue: list[_Work] = []
+        self._closed: list[HeldImage] = []
 
     @property
     def is_idle(self) -> bool:
@@ -104,7 +109,8 @@ class Follower:
                     self._look_for_program_images(store)
                 else:
                     self._look_for_received(store)
-        self._work({store.store_id for store in stores})
+        self._work(stores)
+        self._tell_those_that_wait()
 
     def _read_log(self) -> None:
         for sequence, line in self._viewer.log_lines(self._sequence):
@@ -118,9 +124,12 @@ class Follower:
     def stop(self) -> None:
         """End what is under way and let go of what waits."""
         for work in self._queue:
-            if work.process is not None:
-                work.process.terminate()
-                work.process.wait()
+            self._end(work)
+        with contextlib.suppress(UnreachableViewerError, UserError):  # mostly this ends since the viewer did
+            for work in self._queue:
+                if (work.process is not None or work.is_told) and self._viewer.still_holds(work.image):
+                    clear_progress(self._request(work))
+        for work in self._queue:
             self._finish(work, is_done=False)
         self._queue = []
 
@@ -188,32 +197,54 @@ class Follower:
         else:
             self._queue.append(_Work(image, copy, claim, is_copy=True))
 
-    def _work(self, open_store_ids: set[str]) -> None:
+    def _work(self, stores: list[StoreName]) -> None:
         """Start the first of the queue where nothing is under way; drop what the person has closed."""
+        for image in self._closed:  # what was on its way then may have brought it back
+            if image.store in stores:
+                self._viewer.close_what_came_back(image)
         for work in list(self._queue):
-            is_open = work.image.store.store_id in open_store_ids
             if work.process is not None and work.process.poll() is not None:
                 self._finish(work, is_done=True)
-            elif not is_open:
-                if work.process is not None:
-                    work.process.terminate()
-                    work.process.wait()
+            elif work.image.store not in stores or (
+                # Its recording came back already? Asked of one only: a viewer answers once a frame.
+                work is self._queue[0] and not self._viewer.still_holds(work.image)
+            ):
+                self._end(work)
                 self._finish(work, is_done=True)
+                self._closed.append(work.image)
             else:
                 continue
             self._queue.remove(work)
         if self._queue and self._queue[0].process is None:
             first = self._queue[0]
-            first.process = segment_into_viewer(
-                FollowRequest(
-                    location=first.location,
-                    viewer_url=self._viewer.url,
-                    application_id=first.image.store.application_id,
-                    recording_id=first.image.store.recording_id,
-                    image_entity=first.image.entity_path,
-                )
-            )
+            first.process = segment_into_viewer(self._request(first))
             self._say(f"segmenting {os.fsdecode(first.image.parts[-1])}")
+
+    def _tell_those_that_wait(self) -> None:
+        """Let each image that has come to wait behind others say so over itself, once."""
+        for work in self._queue[1:]:
+            if work.is_told:
+                continue
+            work.is_told = True
+            if self._viewer.still_holds(work.image):
+                try:
+                    show_waiting(self._request(work))
+                except UserError as error:
+                    raise UnreachableViewerError(str(error)) from error
+
+    def _request(self, work: _Work) -> FollowRequest:
+        return FollowRequest(
+            location=work.location,
+            viewer_url=self._viewer.url,
+            application_id=work.image.store.application_id,
+            recording_id=work.image.store.recording_id,
+            image_entity=work.image.entity_path,
+        )
+
+    def _end(self, work: _Work) -> None:
+        if work.process is not None:
+            work.process.terminate()
+            work.process.wait()
 
     def _finish(self, work: _Work, *, is_done: bool) -> None:
         work.claim.release(is_done=is_done)

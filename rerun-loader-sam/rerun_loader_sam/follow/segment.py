@@ -27,15 +27,18 @@ class FollowRequest:
 
 def segment_into_viewer(request: FollowRequest) -> "subprocess.Popen[bytes]":
     """Start it. Ends with 0, or 1 after a line on standard error; whoever ends the process stops the work."""
-    command = [sys.executable, "-m", "rerun_loader_sam.follow.run_loader", str(request.location)]
-    # In one word each: an application id may start with a dash.
-    command += [f"--into-viewer={request.viewer_url}"]
-    if request.recording_id is None or request.image_entity is None:
-        command += [f"--application-id={request.application_id}"]
-    else:
-        command += [f"--opened-application-id={request.application_id}"]
-        command += [f"--opened-recording-id={request.recording_id}", f"--over={request.image_entity}", "--static"]
+    command = [sys.executable, "-m", "rerun_loader_sam.follow.run_loader", *loader_arguments(request)]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+
+def loader_arguments(request: FollowRequest) -> list[str]:
+    """What the loader is asked, as its command line."""
+    # In one word each: an application id may start with a dash.
+    arguments = [str(request.location), f"--into-viewer={request.viewer_url}"]
+    if request.recording_id is None or request.image_entity is None:
+        return [*arguments, f"--application-id={request.application_id}"]
+    arguments += [f"--opened-application-id={request.application_id}"]
+    return [*arguments, f"--opened-recording-id={request.recording_id}", f"--over={request.image_entity}", "--static"]
 
 
 def own_application_id(location: Path) -> str:

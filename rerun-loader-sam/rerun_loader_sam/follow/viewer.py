@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rerun_loader_sam.follow.announcements import unescaped_parts
 
 if TYPE_CHECKING:
-    from rerun.experimental import ViewerClient
+    from rerun.experimental import EntitySchema, ViewerClient
 
 _IMAGE_COMPONENTS = ("EncodedImage:", "Image:", "DepthImage:")
 MASKS = "masks"
@@ -113,28 +113,57 @@ class Viewer:
         import rerun as rr
 
         entity_path = rr.new_entity_path(list(below)) if below else None
-        try:
-            schema = self._client.get_recording_schema(store.store_id, entity_path=entity_path, max_entities=10_000)
-        except (ConnectionError, RuntimeError) as error:
-            if "NotFound" in str(error):  # the recording, or the entity
-                return []
-            raise _translated(error) from error
         found = []
-        for entity in schema.entities:
-            if not any(component.component.startswith(_IMAGE_COMPONENTS) for component in entity.components):
+        entities = self._entities(store, entity_path)
+        for entity in entities:
+            if not _is_image(entity):
                 continue
             path = entity.entity_path
-            others = [other.entity_path for other in schema.entities if not other.entity_path.startswith(path)]
+            others = [other.entity_path for other in entities if not other.entity_path.startswith(path)]
             found.append(
                 HeldImage(
                     store=store,
                     entity_path=path,
                     parts=tuple(unescaped_parts(path)),
-                    has_masks=any(other.entity_path == f"{path}/{MASKS}" for other in schema.entities),
+                    has_masks=any(other.entity_path == f"{path}/{MASKS}" for other in entities),
                     is_alone=all(other.startswith("/__properties") for other in others),
                 )
             )
         return found
+
+    def still_holds(self, image: HeldImage) -> bool:
+        """Whether the image is open: what is sent to a recording that was closed brings it back without."""
+        return any(_is_image(entity) for entity in self._entities(image.store, image.entity_path))
+
+    def close_what_came_back(self, image: HeldImage) -> None:
+        """Close the recording of an image that the person closed, where it is open with what was sent since alone."""
+        from rerun_loader_sam.recording.stream import BESIDE
+
+        entities = self._entities(image.store)
+        ours = (f"{image.entity_path}/", f"/{BESIDE}/")
+        is_ours = all(f"{entity.entity_path}/".startswith(ours) for entity in entities)
+        if not entities or not is_ours or any(_is_image(entity) for entity in entities):
+            return
+        try:
+            self._client.close(store_ids=[image.store.store_id])
+        except (ConnectionError, RuntimeError) as error:
+            if "NotFound" not in str(error):
+                raise _translated(error) from error
+
+    def _entities(self, store: StoreName, entity_path: str | None = None) -> "list[EntitySchema]":
+        """What a recording holds, at or below an entity path if there is one; nothing where it was closed."""
+        try:
+            return self._client.get_recording_schema(
+                store.store_id, entity_path=entity_path, max_entities=10_000
+            ).entities
+        except (ConnectionError, RuntimeError) as error:
+            if "NotFound" in str(error):  # the recording, or the entity
+                return []
+            raise _translated(error) from error
+
+
+def _is_image(entity: "EntitySchema") -> bool:
+    return any(component.component.startswith(_IMAGE_COMPONENTS) for component in entity.components)
 
 
 def reach(url: str, is_over: Callable[[], bool]) -> Viewer | None:

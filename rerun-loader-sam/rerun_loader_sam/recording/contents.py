@@ -23,6 +23,7 @@ IMAGE, MASKS, BOXES, TENSOR, LOGS, DESCRIPTION = (
 PROGRESS = "image/progress"
 MASKS_SO_FAR = "image/masks_so_far"
 MASK_OPACITY = 0.5
+WAITS = "Waits for the images before it"
 LEVEL_COLORS = {"INFO": (255, 255, 255), "WARN": (255, 200, 60), "ERROR": (255, 110, 90)}
 
 

@@ -16,7 +16,7 @@ SDK_VERSION = tuple(int(part) for part in re.findall(r"\d+", rr.__version__)[:3]
 _MAX_APPLICATION_ID = 180
 _IMAGE = "image"  # everything that lies over the image is logged below it
 # Pictures and texts elsewhere would each open a view in the person's layout; recording properties do not.
-_BESIDE = "__properties/segment_anything"
+BESIDE = "__properties/segment_anything"
 
 
 class Recording:
@@ -66,7 +66,7 @@ class Recording:
         if self._image_entity is not None:
             if entity_path == _IMAGE or entity_path.startswith(f"{_IMAGE}/"):
                 return self._image_entity + entity_path.removeprefix(_IMAGE)
-            return f"{_BESIDE}/{self._image_entity.strip('/')}/{entity_path}"
+            return f"{BESIDE}/{self._image_entity.strip('/')}/{entity_path}"
         return f"{self._prefix}/{entity_path}" if self._prefix else entity_path
 
     def set_sequence(self, timeline: str, value: int) -> None:
