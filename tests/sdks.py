@@ -13,6 +13,9 @@ import pytest
 NATIVE = "0.24.1"  # the last viewer that calls loaders for images
 NEWEST = "0.41.0"
 LOADERS = ("rerun-loader-sam", "rerun-importer-sam")
+# Viewers up to 0.25 wait for the loaders of a folder in a pool of as many threads as the machine has cores, less two:
+# with one thread they wait for themselves now and then, whatever the loaders.
+COMPUTE_THREADS = ("--threads", "8")
 
 
 @dataclasses.dataclass(frozen=True)

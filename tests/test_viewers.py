@@ -21,7 +21,7 @@ from rerun_loader_sam.follow.announcements import calls_loaders_for_images
 from rerun_loader_sam.masks import Mask
 from rerun_loader_sam.models.choose import choose_model
 from rerun_loader_sam.settings import load_settings
-from sdks import LOADERS, NATIVE, NEWEST, Sdk
+from sdks import COMPUTE_THREADS, LOADERS, NATIVE, NEWEST, Sdk
 
 pytestmark = [pytest.mark.viewer, pytest.mark.usefixtures("user")]
 
@@ -37,29 +37,20 @@ def slowly(*versions: str) -> list[object]:
 def save(tmp_path: Path, sdk: Callable[[str], Sdk]) -> Save:
     """Call with a version and what to open: what that viewer, with its own SDK in the loader, has received."""
 
-    def run(
-        version: str, *opened: Path, stdin: "subprocess.Popen[bytes] | None" = None, may_hang: bool = False
-    ) -> Contents:
+    def run(version: str, *opened: Path, stdin: "subprocess.Popen[bytes] | None" = None) -> Contents:
         out = tmp_path / "received.rrd"
-        command = [sdk(version).viewer, *(opened or ["-"]), "--save", out, "--port", "0"]
-        for _ in range(4 if may_hang else 1):
-            try:
-                outcome = subprocess.run(
-                    command,
-                    env=sdk(version).environment(),
-                    stdin=stdin and stdin.stdout,
-                    capture_output=True,
-                    timeout=25 if may_hang else 120,
-                    check=False,
-                )
-            except subprocess.TimeoutExpired:
-                if may_hang:
-                    continue
-                raise
-            print(outcome.stderr.decode())  # noqa: T201  # pytest shows it with a failure
-            assert outcome.returncode == 0
-            return read(out, sdk(NEWEST))
-        pytest.skip(f"viewer {version} hung four times, as it does with folders and any loader")
+        command = [sdk(version).viewer, *(opened or ["-"]), "--save", out, "--port", "0", *COMPUTE_THREADS]
+        outcome = subprocess.run(
+            command,
+            env=sdk(version).environment(),
+            stdin=stdin and stdin.stdout,
+            capture_output=True,
+            timeout=120,
+            check=False,
+        )
+        print(outcome.stderr.decode())  # noqa: T201  # pytest shows it with a failure
+        assert outcome.returncode == 0
+        return read(out, sdk(NEWEST))
 
     return run
 
@@ -144,8 +135,7 @@ class TestNative:
     ) -> None:
         loaders_on_path(*LOADERS)
         make_folder(photo, ("frame10.png", "frame2.png", "broken.jpg", "notes.txt"))
-        # With a folder 0.24.1 hangs every other time, whichever loader is on PATH.
-        (recording,) = save(version, photo.parent, may_hang=True).recordings
+        (recording,) = save(version, photo.parent).recordings
         assert_folder(recording)
 
     def test_a_text_file_is_left_to_the_viewer(
@@ -173,8 +163,7 @@ class TestNewest:
     def test_a_folder(self, version: str, save: Save, photo: Path, loaders_on_path: Callable[..., Path]) -> None:
         loaders_on_path(*LOADERS)
         make_folder(photo, ("frame10.jfif", "frame2", "broken.jfif", "notes.txt"))
-        # So does 0.25.0, now and then.
-        (recording,) = save(version, photo.parent, may_hang=version == "0.25.0").recordings
+        (recording,) = save(version, photo.parent).recordings
         assert_folder(recording)
 
 

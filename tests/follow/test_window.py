@@ -19,7 +19,7 @@ from viewers import (
 )
 
 from recordings import Contents, Recording
-from sdks import LOADERS, NATIVE, Sdk
+from sdks import COMPUTE_THREADS, LOADERS, Sdk
 
 pytestmark = [pytest.mark.viewer, pytest.mark.window]
 
@@ -137,7 +137,7 @@ def test_viewers_that_call_loaders_for_images(
     sdk: Callable[[str], Sdk], version: str, display: str, open_viewer: Open, photo: Path, note: Path, folder: Path
 ) -> None:
     two, three, asked, second = copies(photo, "two.jpg", "three.jpg", "asked.jpg", "second.jpg")
-    viewer, process = open_viewer(sdk(version), by="rerun", display=display, loaders=LOADERS)
+    viewer, process = open_viewer(sdk(version), *COMPUTE_THREADS, by="rerun", display=display, loaders=LOADERS)
     process.wait_for("wgpu adapter")
     rrd = photo.with_suffix(".rrd")
 
@@ -150,9 +150,8 @@ def test_viewers_that_call_loaders_for_images(
     wait_for_masks_below(photo)
     viewer.drop(two, three, note)
     wait_for_masks_below(photo, two, three)
-    if version != NATIVE:  # which hangs with a folder every other time, whatever its loader
-        viewer.drop(folder)
-        wait_until(lambda: folder_masks(viewer.saved(rrd), folder) == [0, 1], "masks of the folder", process)
+    viewer.drop(folder)
+    wait_until(lambda: folder_masks(viewer.saved(rrd), folder) == [0, 1], "masks of the folder", process)
 
     def wait_for_recording_of(path: Path) -> None:
         def is_shown() -> bool:
