@@ -92,9 +92,9 @@ def read_all(name: str, count: int, folder: Path) -> None:
     print(json.dumps({"outcomes": outcomes, "slowest_s": slowest_s, "peak_mib": peak_mib}))
 
 
-def open_one(path: Path, environ: dict[str, str]) -> tuple[int, str]:
+def open_one(path: Path) -> tuple[int, str]:
     """Exit code of the loader, and what was wrong with it, if anything."""
-    ended = subprocess.run([PROGRAMS / "rerun-loader-sam", path], env=environ, capture_output=True, check=False)
+    ended = subprocess.run([PROGRAMS / "rerun-loader-sam", path], capture_output=True, check=False)
     lines = ended.stderr.decode(errors="replace").splitlines()
     is_right = {
         0: not lines and is_whole(ended.stdout),
@@ -104,7 +104,7 @@ def open_one(path: Path, environ: dict[str, str]) -> tuple[int, str]:
     return ended.returncode, "" if is_right else f"exit code {ended.returncode}, {len(ended.stdout)} bytes, {lines}"
 
 
-def try_kind(name: str, inputs: int, opens: int, folder: Path, environ: dict[str, str]) -> Kind:
+def try_kind(name: str, inputs: int, opens: int, folder: Path) -> Kind:
     """Both parts, for one kind."""
     faults = []
     command = [sys.executable, __file__, "--inputs", str(inputs), "--read", name, str(folder)]
@@ -119,13 +119,13 @@ def try_kind(name: str, inputs: int, opens: int, folder: Path, environ: dict[str
     slowest_s = 0.0
     for number, path in enumerate(mutations(name, opens, folder)):
         started = time.perf_counter()
-        code, fault = open_one(path, environ)
+        code, fault = open_one(path)
         slowest_s = max(slowest_s, time.perf_counter() - started)
         codes[code] += 1
         if fault:
             faults.append(f"opening number {number}: {fault}")
     if opens:
-        code, fault = open_one(ROOT / "examples" / "coffee.jpg", environ)
+        code, fault = open_one(ROOT / "examples" / "coffee.jpg")
         if code or fault:
             faults.append(f"a good image afterwards: {fault or code}")
     return Kind(name, found["outcomes"], found["slowest_s"], found["peak_mib"], dict(codes), slowest_s, faults)
@@ -157,19 +157,18 @@ def main() -> None:
     kinds = []
     with tempfile.TemporaryDirectory(prefix="hostile-") as name:
         folder = Path(name)
-        environ = new_user(folder) | {"RERUN_SAM_MODEL": "nano", "RERUN_SAM_POINTS_PER_SIDE": "4"}
-        become(environ)
+        become(new_user(folder) | {"RERUN_SAM_MODEL": "nano", "RERUN_SAM_POINTS_PER_SIDE": "4"})
         workers = set()
         try:
             for kind in (kind for kind in KINDS if kind.startswith(arguments.only)):
-                kinds.append(try_kind(kind, arguments.inputs, arguments.opens, folder, environ))
+                kinds.append(try_kind(kind, arguments.inputs, arguments.opens, folder))
                 if arguments.opens:
                     workers.add((worker_status() or {}).get("pid"))
             worker_peak_mib = peak_of_worker_mib()
         finally:
             with contextlib.suppress(OSError):
                 stop = [PROGRAMS / "rerun-sam", "worker", "stop"]
-                subprocess.run(stop, env=environ, stdout=subprocess.DEVNULL, check=False)
+                subprocess.run(stop, stdout=subprocess.DEVNULL, check=False)
     faults = [f"{kind.name}: {fault}" for kind in kinds for fault in kind.faults]
     if len(workers) > 1:
         faults.append(f"workers, one after the other: {workers}")

@@ -10,6 +10,7 @@ prompts, the shipped model. Exit code 1 where something is not as it should be.
 import argparse
 import dataclasses
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -99,7 +100,7 @@ def make_photograph(path: Path, number: int) -> None:
     part.save(path, quality=90)
 
 
-def open_one(number: int, folder: Path, environ: dict[str, str]) -> str:
+def open_one(number: int, folder: Path) -> str:
     """Open photograph `number` in the way that falls to it; what came of it."""
     path = folder / f"photo{number}.jpg"
     make_photograph(path, number)
@@ -107,7 +108,7 @@ def open_one(number: int, folder: Path, environ: dict[str, str]) -> str:
         path.write_bytes(path.read_bytes()[:600])
     command = [PROGRAMS / "rerun-loader-sam", path]
     if number % 10 == 7:
-        with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as loader:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as loader:
             assert loader.stdout is not None
             loader.stdout.read(random.Random(number).randrange(40_000))  # noqa: S311
             if number % 20 == 7:
@@ -117,7 +118,7 @@ def open_one(number: int, folder: Path, environ: dict[str, str]) -> str:
                 loader.stdout.close()
                 outcome = CLOSED
     else:
-        ended = subprocess.run(command, env=environ, capture_output=True, check=False)
+        ended = subprocess.run(command, capture_output=True, check=False)
         outcome = judged(ended.returncode, ended.stdout, ended.stderr)
     path.unlink()
     return outcome
@@ -132,14 +133,14 @@ def judged(code: int, stdout: bytes, stderr: bytes) -> str:
     return f"exit code {code}, {len(stdout)} bytes, {stderr!r}"
 
 
-def open_at_once(numbers: range, folder: Path, environ: dict[str, str]) -> list[str]:
+def open_at_once(numbers: range, folder: Path) -> list[str]:
     """Open these photographs at the same instant; what came of each."""
     paths = [folder / f"photo{number}.jpg" for number in numbers]
     for number, path in zip(numbers, paths, strict=True):
         make_photograph(path, number)
     outputs = [path.with_suffix(".out").open("w+b") for path in paths]
     loaders = [
-        subprocess.Popen([PROGRAMS / "rerun-loader-sam", path], env=environ, stdout=output, stderr=subprocess.PIPE)
+        subprocess.Popen([PROGRAMS / "rerun-loader-sam", path], stdout=output, stderr=subprocess.PIPE)
         for path, output in zip(paths, outputs, strict=True)
     ]
     outcomes = []
@@ -153,9 +154,9 @@ def open_at_once(numbers: range, folder: Path, environ: dict[str, str]) -> list[
     return outcomes
 
 
-def processes_of(environ: dict[str, str]) -> dict[int, str]:
+def processes_of_user() -> dict[int, str]:
     """The processes of this benchmark's user, and their command lines."""
-    mark = f"XDG_RUNTIME_DIR={environ['XDG_RUNTIME_DIR']}".encode()
+    mark = f"XDG_RUNTIME_DIR={os.environ['XDG_RUNTIME_DIR']}".encode()
     found = {}
     for process in Path("/proc").iterdir():
         if process.name.isdecimal():
@@ -167,14 +168,14 @@ def processes_of(environ: dict[str, str]) -> dict[int, str]:
     return found
 
 
-def state_at_rest(opens: int, seconds: float, at_once: int, environ: dict[str, str]) -> State:
+def state_at_rest(opens: int, seconds: float, at_once: int) -> State:
     """What the worker holds when it has had nothing to do for a while."""
     time.sleep(REST_S)
     status = worker_status()
     if status is None or not isinstance(status["pid"], int):
         sys.exit(f"after {opens} opens no worker is running")
     process = Path(f"/proc/{status['pid']}")
-    cache = Path(environ["XDG_CACHE_HOME"])
+    cache = Path(os.environ["XDG_CACHE_HOME"])
     return State(
         opens=opens,
         seconds=seconds,
@@ -182,7 +183,7 @@ def state_at_rest(opens: int, seconds: float, at_once: int, environ: dict[str, s
         memory_mib=pss_mib(process),
         file_descriptors=len(list((process / "fd").iterdir())),
         threads=len(list((process / "task").iterdir())),
-        processes=len(processes_of(environ)),
+        processes=len(processes_of_user()),
         cache_mib=sum(file.stat().st_size for file in cache.rglob("*") if file.is_file()) / 2**20,
         at_once=at_once,
     )
@@ -190,8 +191,7 @@ def state_at_rest(opens: int, seconds: float, at_once: int, environ: dict[str, s
 
 def soak(opens: int, at_once: int, rounds: int, folder: Path) -> Soak:
     """Open all, and look at the worker ten times on the way and after each round."""
-    environ = new_user(folder) | {"RERUN_SAM_MODEL": "nano", "RERUN_SAM_POINTS_PER_SIDE": "6"}
-    become(environ)
+    become(new_user(folder) | {"RERUN_SAM_MODEL": "nano", "RERUN_SAM_POINTS_PER_SIDE": "6"})
     outcomes: Counter[str] = Counter()
     states = []
     times_s = []
@@ -201,17 +201,17 @@ def soak(opens: int, at_once: int, rounds: int, folder: Path) -> Soak:
             numbers = range(first, min(first + part, opens))
             for number in numbers:
                 started = time.perf_counter()
-                outcomes[open_one(number, folder, environ)] += 1
+                outcomes[open_one(number, folder)] += 1
                 times_s.append(time.perf_counter() - started)
-            states.append(state_at_rest(numbers.stop, sum(times_s[first:]), 1, environ))
+            states.append(state_at_rest(numbers.stop, sum(times_s[first:]), 1))
         for first in range(opens, opens + rounds * at_once, at_once):
             started = time.perf_counter()
-            outcomes.update(open_at_once(range(first, first + at_once), folder, environ))
-            states.append(state_at_rest(first + at_once, time.perf_counter() - started, at_once, environ))
+            outcomes.update(open_at_once(range(first, first + at_once), folder))
+            states.append(state_at_rest(first + at_once, time.perf_counter() - started, at_once))
     finally:
         stop = [PROGRAMS / "rerun-sam", "worker", "stop"]
-        subprocess.run(stop, env=environ, stdout=subprocess.DEVNULL, check=False)
-    left_running = list(processes_of(environ).values())
+        subprocess.run(stop, stdout=subprocess.DEVNULL, check=False)
+    left_running = list(processes_of_user().values())
     return Soak(states, dict(outcomes), statistics.median(times_s), max(times_s), left_running)
 
 
