@@ -2,20 +2,27 @@
 
 import contextlib
 import dataclasses
+import io
+import math
+import os
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from rerun_loader_sam.errors import UserError
 from rerun_loader_sam.orientation import UPRIGHT
 from rerun_loader_sam.sniff import open_regular
 
 _ROWS_AT_ONCE = 256
+_MAX_PIXEL_BYTES = 8
+"""Four channels of 16 bits: in a file nothing that Pillow reads has more."""
+_METADATA_BYTES = 64 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,17 +53,24 @@ def load_image(path: Path, max_megapixels: float) -> LoadedImage:
 
     Raises UserError where the file cannot be read or has more than `max_megapixels` million pixels.
     """
+    # Our own limit, which a person can set, in place of Pillow's fixed one, at twice which it refuses: also images
+    # within icons, and tiles, which nobody else sees before they are read.
+    Image.MAX_IMAGE_PIXELS = math.ceil(max_megapixels * 1e6 / 2)
     try:
-        with _opened(path) as image:
-            _check_size(path, image, max_megapixels)
-            is_one_of_several = _is_animated(image)
-            image.load()
-            orientation = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
-            ImageOps.exif_transpose(image, in_place=True)  # a copy of a large image costs hundreds of MB
-            upright = _convert(image, is_one_of_several)
-            return dataclasses.replace(upright, orientation=orientation)
-    except UserError:
-        raise
+        with _opened(path) as (file, image):
+            # The TIFF library maps all that it can; see `_opened`.
+            if _is_mapped(image, os.fstat(file.fileno()).st_size):
+                file.seek(0)
+                with Image.open(io.BytesIO(file.read())) as copy:
+                    return _loaded(copy)
+            return _loaded(image)
+    except Image.DecompressionBombError as error:
+        count = re.search(r"(\d+) pixels", str(error))
+        size = f"{int(count[1]) / 1e6:.0f} megapixels, " if count else ""
+        raise UserError(
+            f"{path} has {size}more than the {max_megapixels:g} allowed; nothing was segmented, raise "
+            "RERUN_SAM_MAX_MEGAPIXELS if it is meant"
+        ) from error
     except FileNotFoundError as error:
         raise UserError(f"{path} is not there any more; nothing was segmented") from error
     except PermissionError as error:
@@ -73,31 +87,40 @@ def load_image(path: Path, max_megapixels: float) -> LoadedImage:
 
 def stored_size_hw(path: Path) -> tuple[int, int] | None:
     """Height and width of an image as its file says, which is not read any further; None where it cannot be read."""
-    with contextlib.suppress(Exception), _opened(path) as image:  # Pillow's readers raise anything, as above
+    with contextlib.suppress(Exception), _opened(path) as (_, image):  # Pillow's readers raise anything, as above
         return image.height, image.width
     return None
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """The image of a file whose first bytes are read, and which is closed again."""
-    # Our own limit, which a person can set, stands in for Pillow's fixed one.
-    Image.MAX_IMAGE_PIXELS = None
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, ImageFile.ImageFile]]:
+    """A file and the image in it, of which the first bytes are read; closed again afterwards."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about odd metadata; what cannot be read raises
-        # An open file, not its path: Pillow would map some, and a mapped file that is cut meanwhile kills the
-        # process.
+        # An open file, not its path: Pillow would map some, and a mapped file that is cut meanwhile kills the process.
         with open_regular(path) as file, Image.open(file) as image:
-            yield image
+            yield file, image
 
 
-def _check_size(path: Path, image: Image.Image, max_megapixels: float) -> None:
-    megapixels = image.width * image.height / 1e6
-    if megapixels > max_megapixels:
-        raise UserError(
-            f"{path} has {megapixels:.0f} megapixels, more than the {max_megapixels:g} allowed; nothing was "
-            "segmented, raise RERUN_SAM_MAX_MEGAPIXELS if it is meant"
-        )
+def _is_mapped(image: ImageFile.ImageFile, file_bytes: int) -> bool:
+    """Whether the TIFF library would map the file, and that is no larger than one image can be.
+
+    Many pages, of which only the first is wanted, may be more than the memory holds.
+    """
+    is_small = file_bytes <= _MAX_PIXEL_BYTES * image.width * image.height + _METADATA_BYTES
+    return is_small and any(codec == "libtiff" for codec, *_ in image.tile)
+
+
+def _loaded(image: ImageFile.ImageFile) -> LoadedImage:
+    """The first frame of an image that was opened, upright."""
+    if any(codec == "fits_gzip" for codec, *_ in image.tile):
+        # Pillow's reader works in Python, for a minute where a small file claims to be large.
+        raise ValueError("compressed FITS is not supported")
+    is_one_of_several = _is_animated(image)
+    image.load()
+    orientation = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
+    ImageOps.exif_transpose(image, in_place=True)  # a copy of a large image costs hundreds of MB
+    return dataclasses.replace(_convert(image, is_one_of_several), orientation=orientation)
 
 
 def _is_animated(image: Image.Image) -> bool:
@@ -109,27 +132,43 @@ def _is_animated(image: Image.Image) -> bool:
 
 def _convert(image: Image.Image, is_one_of_several: bool) -> LoadedImage:
     notes = ["the first of several frames"] if is_one_of_several else []
+    height, width = image.height, image.width
     if image.mode.startswith("I") or image.mode == "F":
-        deep = np.asarray(image)
         is_16_bit = image.mode.startswith("I;16")
-        values = deep.astype(np.uint16) if is_16_bit else deep.astype(np.float32)
+        values = np.empty((height, width), np.uint16 if is_16_bit else np.float32)
+        for rows, piece in _pieces(image):
+            values[rows] = np.asarray(piece)
         notes.append(f"{'16' if is_16_bit else '32'}-bit grey, stretched to 8 bits for the model")
         return LoadedImage(values, _stretched(values), "L", ", ".join(notes))
+    rgb = np.empty((height, width, 3), np.uint8)
     if image.mode in ("1", "L"):
-        grey = np.asarray(image.convert("L"))
-        return LoadedImage(grey, np.repeat(grey[:, :, None], 3, axis=2), "L", ", ".join(notes))
+        grey = np.empty((height, width), np.uint8)
+        for rows, piece in _pieces(image):
+            grey[rows] = np.asarray(piece.convert("L"))
+        rgb[:] = grey[:, :, None]
+        return LoadedImage(grey, rgb, "L", ", ".join(notes))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        # Pillow turns premultiplied colours into plain ones, and LA into RGBA, in steps of their own.
-        plain = image.convert(image.mode.upper()) if image.mode in ("La", "RGBa") else image
-        rgba = plain if plain.mode == "RGBA" else plain.convert("RGBA")
-        backdrop = Image.new("RGBA", rgba.size, "white")
-        rgb = np.asarray(Image.alpha_composite(backdrop, rgba).convert("RGB"))
+        rgba = np.empty((height, width, 4), np.uint8)
+        for rows, piece in _pieces(image):
+            # Pillow turns premultiplied colours into plain ones, and LA into RGBA, in steps of their own.
+            plain = piece.convert(piece.mode.upper()).convert("RGBA")
+            rgba[rows] = np.asarray(plain)
+            backdrop = Image.new("RGBA", plain.size, "white")
+            rgb[rows] = np.asarray(Image.alpha_composite(backdrop, plain).convert("RGB"))
         notes.append("transparency on white for the model")
-        return LoadedImage(np.asarray(rgba), rgb, "RGBA", ", ".join(notes))
+        return LoadedImage(rgba, rgb, "RGBA", ", ".join(notes))
     if image.mode not in ("RGB", "P"):
         notes.append(f"{image.mode} converted to RGB")
-    rgb = np.asarray(image.convert("RGB"))
+    for rows, piece in _pieces(image):
+        rgb[rows] = np.asarray(piece.convert("RGB"))
     return LoadedImage(rgb, rgb, "RGB", ", ".join(notes))
+
+
+def _pieces(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
+    """The image by some rows at a time: a copy of all of a large one costs hundreds of MB."""
+    for top in range(0, image.height, _ROWS_AT_ONCE):
+        bottom = min(top + _ROWS_AT_ONCE, image.height)
+        yield slice(top, bottom), image.crop((0, top, image.width, bottom))
 
 
 def _stretched(values: NDArray[np.uint16] | NDArray[np.float32]) -> NDArray[np.uint8]:
