@@ -74,6 +74,11 @@ class TestErrors:
         assert outcome.returncode == 1
         assert "no such file" in error_line(outcome)
 
+    def test_a_path_writes_no_second_line_and_nothing_that_a_terminal_obeys(self, tmp_path: Path) -> None:
+        outcome = load(tmp_path / "a\nb\x1b]0;title\x07.jpg")
+        assert outcome.returncode == 1
+        assert "a?b?]0;title?.jpg: no such file" in error_line(outcome)
+
     def test_a_wrong_setting_is_named(self, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("RERUN_SAM_POINTS_PER_SIDE", "many")
         outcome = load(photo, "--recording-id", "r")

@@ -15,6 +15,9 @@ BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 _FOR_COMMAND = ("-h", "--help", "--version")  # and --save: flags that a viewer never passes
 
+# A path may hold line feeds, and what a terminal obeys.
+_CONTROL = dict.fromkeys((*range(32), *range(127, 160)), "?")
+
 
 def main() -> None:
     """Run as a command; ends the process with the exit code that the protocol asks for."""
@@ -51,10 +54,16 @@ def say(text: str, fd: int = 2, level: str = "INFO") -> None:
     """Write one line to a person, in an encoding that cannot fail, past whatever sys.stderr may be."""
     if level != "INFO":
         text = f"{level}: {text}"
+    line = f"rerun-loader-sam: {text.translate(_CONTROL)}\n"
     try:
-        os.write(fd, f"rerun-loader-sam: {text}\n".encode("utf-8", "surrogateescape"))
+        os.write(fd, line.encode("utf-8", "surrogateescape"))
     except OSError:  # nobody listens
         return
+
+
+def cut_short(error: OSError) -> str:
+    """One line on a recording that cannot be written to its end."""
+    return f"cannot write the recording: {(error.strerror or str(error)).lower()}; it ends early"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 from rerun_loader_sam.errors import UserError
-from rerun_loader_sam.loader import BROKEN_PIPE, INTERRUPTED
+from rerun_loader_sam.loader import BROKEN_PIPE, INTERRUPTED, cut_short
 from rerun_loader_sam.processes import is_running
 
 
@@ -34,13 +34,15 @@ class RrdPipe:
         threading.Thread(target=_end_with_reader, args=(self._fd,), daemon=True).start()
 
     def write(self, content: bytes) -> None:
-        """Write everything; ends the process quietly where the viewer is gone."""
+        """Write everything; ends the process quietly where the viewer is gone. Raises UserError for a full disk."""
         remaining = memoryview(content)
         try:
             while remaining:
                 remaining = remaining[os.write(self._fd, remaining) :]
         except BrokenPipeError:
             os._exit(BROKEN_PIPE)
+        except OSError as error:
+            raise UserError(cut_short(error)) from error
 
     def finish(self) -> None:
         """Everything has been written."""

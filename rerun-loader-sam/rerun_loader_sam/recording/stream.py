@@ -11,6 +11,7 @@ import rerun_bindings
 from rerun_loader_sam.errors import UserError
 from rerun_loader_sam.protocol import Request, Time
 from rerun_loader_sam.recording.rrd import RrdJoiner
+from rerun_loader_sam.recording.saved import SavedFile
 
 SDK_VERSION = tuple(int(part) for part in re.findall(r"\d+", rr.__version__)[:3])
 _MAX_APPLICATION_ID = 180
@@ -43,12 +44,15 @@ class Recording:
             send_properties=not request.is_into_opened,
         )
         self._joiner = RrdJoiner()
+        self._file: SavedFile | None = None
         if request.viewer_url is not None:
             rr.connect_grpc(request.viewer_url, recording=self._stream)
             self._bytes = None
         elif isinstance(target, Path):
             # The SDK's own file has a footer, which bytes on their way through a pipe cannot have.
-            rr.save(target, recording=self._stream)
+            self._file = SavedFile(target)
+            rr.save(self._file.pipe, recording=self._stream)
+            self._file.hand_over()
             self._bytes = None
         else:
             self._send = target
@@ -86,7 +90,7 @@ class Recording:
     def flush(self) -> None:
         """Send what was logged so far, before what is logged later: the SDK orders only what it sends at once.
 
-        Raises UserError where a viewer has gone.
+        Raises UserError where a viewer has gone, or the file cannot be written.
         """
         if self._bytes is None:
             try:
@@ -95,16 +99,22 @@ class Recording:
                 if self._viewer_url is None:
                     raise
                 raise UserError(f"the viewer at {self._viewer_url} takes no data any more ({error})") from error
+            if self._file is not None:
+                self._file.check()
             return
         content = self._bytes.read()
         if content:
             self._send(self._joiner.add(content))
 
     def finish(self) -> None:
-        """Everything is logged: complete the stream or the file."""
-        self.flush()
-        if self._bytes is None:
-            rr.disconnect(recording=self._stream)
+        """Everything is logged: complete the stream or the file. Raises UserError as `flush` does."""
+        try:
+            self.flush()
+        finally:
+            if self._bytes is None:
+                rr.disconnect(recording=self._stream)
+            if self._file is not None:
+                self._file.finish()
 
     def _set_time(self, time: Time) -> None:
         match time.kind:

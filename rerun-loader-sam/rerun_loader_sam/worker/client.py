@@ -9,7 +9,7 @@ import socket
 import stat
 import sys
 
-from rerun_loader_sam.loader import BROKEN_PIPE, ERROR, INTERRUPTED, say
+from rerun_loader_sam.loader import BROKEN_PIPE, ERROR, INTERRUPTED, cut_short, say
 from rerun_loader_sam.worker.address import identity, socket_path
 from rerun_loader_sam.worker.wire import (
     PREFIX_BYTES,
@@ -193,6 +193,9 @@ class _Relay:
                     content = content[os.write(1, content) :]
             except BrokenPipeError:
                 os._exit(BROKEN_PIPE)
+            except OSError as error:  # not the worker's, which is what it would be taken for
+                say(cut_short(error))
+                os._exit(ERROR)
 
     def _wait(self) -> None:
         """Until something has come; ends the process where nobody reads what it writes."""
