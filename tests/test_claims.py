@@ -83,6 +83,19 @@ class TestClaims:
             assert claim_now(LOADER, photo, "another recording") == "works"
             folder.kill()
 
+    def test_claims_that_were_cut_are_forgotten(self, photo: Path, user: Path) -> None:
+        assert claim_now(LOADER, photo) == "works"
+        (claims,) = (user / "run" / "rerun-loader-sam" / "claims").iterdir()
+        os.truncate(claims, claims.stat().st_size // 2)
+        assert claim_now(IMPORTER, photo) == "works"
+        assert claim_now(LOADER, photo) == "declines"
+
+    def test_claims_that_cannot_be_written_stop_nobody(self, photo: Path) -> None:
+        arguments = [sys.executable, "-c", CLAIM, LOADER, str(photo), "--recording-id", "r"]
+        # No file may be written, as on a full disk.
+        limited = ["/bin/sh", "-c", 'ulimit -f 0 && "$0" "$@"', *arguments]
+        assert subprocess.run(limited, capture_output=True, text=True, check=True).stdout == "works \n"
+
     def test_claims_of_viewers_that_ended_are_removed(self, photo: Path, user: Path) -> None:
         viewer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {CLAIM!r}] + sys.argv[1:])"
         arguments = [LOADER, str(photo), "--recording-id", "r"]

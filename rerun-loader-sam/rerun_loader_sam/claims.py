@@ -64,21 +64,26 @@ def _is_below(path: str, folder: str) -> bool:
 
 @contextlib.contextmanager
 def _entries_of(parent: int) -> Iterator[list[_Entry]]:
-    """The claims on behalf of the process `parent`, locked; what they are afterwards is written back."""
+    """The claims on behalf of the process `parent`, locked; what they are afterwards is written back.
+
+    Where a process was killed, or the disk was full, while it wrote them, they are forgotten: work that is done twice
+    is better than none.
+    """
     folder = ensure_private(runtime_dir() / "claims")
     _remove_stale(folder)
-    with (folder / f"{parent}-{_start_time(parent)}").open("a+", encoding="utf-8") as file:
+    with (folder / f"{parent}-{_start_time(parent)}").open("a+b", buffering=0) as file:
         _lock(file)
         file.seek(0)
-        content = file.read()
-        entries: list[_Entry] = json.loads(content) if content else []
+        entries: list[_Entry] = []
+        with contextlib.suppress(ValueError):
+            entries = json.loads(file.read())
         yield entries
-        file.seek(0)
-        file.truncate()
-        json.dump(entries, file)
+        with contextlib.suppress(OSError):
+            file.truncate(0)
+            file.write(json.dumps(entries).encode())
 
 
-def _lock(file: IO[str]) -> None:
+def _lock(file: IO[bytes]) -> None:
     """Wait for the exclusive lock; closing the file, or the end of the process, gives it back."""
     if sys.platform == "win32":
         import msvcrt
