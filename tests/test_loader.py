@@ -74,6 +74,16 @@ class TestErrors:
         assert outcome.returncode == 1
         assert "no such file" in error_line(outcome)
 
+    def test_the_image_itself_is_never_overwritten(self, photo: Path) -> None:
+        content = photo.read_bytes()
+        link = photo.with_name("link.rrd")
+        link.symlink_to(photo)
+        for name in (photo, link):
+            outcome = load(photo, "--save", name)
+            assert outcome.returncode == 2
+            assert "is the image itself" in error_line(outcome)
+        assert photo.read_bytes() == content
+
     def test_a_path_writes_no_second_line_and_nothing_that_a_terminal_obeys(self, tmp_path: Path) -> None:
         outcome = load(tmp_path / "a\nb\x1b]0;title\x07.jpg")
         assert outcome.returncode == 1

@@ -1,6 +1,7 @@
 """The loader's command line: from arguments, for a path that is ours, to an exit code."""
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -34,6 +35,9 @@ def run(arguments: Sequence[str]) -> int:
     if command.save is None and os.isatty(1):
         say("RRD is not for a terminal: pipe it on with `| rerun -`, or write it with --save out.rrd")
         return USAGE
+    if command.save is not None and _is_same_file(command.save, command.request.path):
+        say(f"{command.save} is the image itself; nothing was saved, give --save another name")
+        return USAGE
     try:
         settings = load_settings()
         if settings.worker and is_supported():
@@ -45,6 +49,12 @@ def run(arguments: Sequence[str]) -> int:
         say(describe(error))
         return ERROR
     return _run_here(command, settings)
+
+
+def _is_same_file(path: Path, other: Path) -> bool:
+    with contextlib.suppress(OSError):  # one of them is not there
+        return path.samefile(other)
+    return False
 
 
 def parse(arguments: Sequence[str]) -> CommandLine:
