@@ -21,7 +21,7 @@ CALLS = (
     "openat,open,creat,mkdir,mkdirat,rename,renameat,renameat2,link,linkat,symlink,symlinkat,mknod,mknodat,unlink,"
     "unlinkat,socket,connect"
 )
-NOT_ON_DISK = ("/dev/null", "/dev/tty", "/proc/")
+NOT_ON_DISK = ("/dev/null", "/dev/tty", "/dev/fd/", "/proc/")
 
 pytestmark = pytest.mark.usefixtures("user")
 
