@@ -31,10 +31,15 @@ class BoxBounds:
 
     def least_iou(self, boxes_xyxy: Floats) -> Floats:
         """The least IoU that the box can have with each of others: (n, 4), XYXY; (n,)."""
-        low = np.maximum(boxes_xyxy[:, :2], self.inner_xyxy[:2])
-        high = np.minimum(boxes_xyxy[:, 2:], self.inner_xyxy[2:])
-        shared = (high - low).clip(min=0).prod(1)
-        area = (self.outer_xyxy[2:] - self.outer_xyxy[:2]).prod()
-        areas = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(1)
-        iou: Floats = shared / (areas + area - shared).clip(min=1e-9)
-        return iou
+        return least_iou(self.inner_xyxy, self.outer_xyxy, boxes_xyxy)
+
+
+def least_iou(inner_xyxy: Floats, outer_xyxy: Floats, boxes_xyxy: Floats) -> Floats:
+    """The least IoU that boxes with these bounds can have with others; all (..., 4), broadcast; (...)."""
+    low = np.maximum(boxes_xyxy[..., :2], inner_xyxy[..., :2])
+    high = np.minimum(boxes_xyxy[..., 2:], inner_xyxy[..., 2:])
+    shared = (high - low).clip(min=0).prod(-1)
+    area = (outer_xyxy[..., 2:] - outer_xyxy[..., :2]).prod(-1)
+    areas = (boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]).prod(-1)
+    iou: Floats = shared / (areas + area - shared).clip(min=1e-9)
+    return iou

@@ -12,7 +12,7 @@ from segment_anything.modeling import Sam
 
 from rerun_loader_sam.engine.encoder import encode
 from rerun_loader_sam.engine.geometry import Crop, crops, layer_point_grids, model_input_hw
-from rerun_loader_sam.engine.grid import Standing, grid_masks
+from rerun_loader_sam.engine.grid import Standing, grid_masks, sketched_grid_masks
 from rerun_loader_sam.engine.parallel import Cores
 from rerun_loader_sam.engine.prompting import EmbeddedCrop, Filters
 from rerun_loader_sam.engine.suppression import clean_masks, suppress_duplicates
@@ -172,14 +172,15 @@ class AutomaticMaskGenerator:
             yield Progress("encode", done, total, [])
         yield Progress("encode", done, total, [])
         image_hw = (image.shape[0], image.shape[1])
-        embedded = EmbeddedCrop(self.model, embedding, crop, image_hw, filters, sketches=self.strategy == "adaptive")
+        embedded = EmbeddedCrop(self.model, embedding, crop, image_hw, filters)
         points = self.point_grids[crop.layer] * np.array(crop.size_hw[::-1])
         size = self.points_per_batch
         if embedding.device.type == "cpu":
             tokens = embedding.shape[-2] * embedding.shape[-1]
             size = min(size, _MAX_CPU_BATCH, max(_CPU_BATCH_TOKENS // tokens, 1))
         standing = Standing(self.box_nms_thresh)
-        for answered, fresh in grid_masks(embedded, points, size, cores, standing):
+        masks_of = sketched_grid_masks if self.strategy == "adaptive" and embedded.can_sketch else grid_masks
+        for answered, fresh in masks_of(embedded, points, size, cores, standing):
             done += answered
             yield Progress("prompts", done, total, fresh)
         return standing.kept

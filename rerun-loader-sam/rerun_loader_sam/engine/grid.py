@@ -3,33 +3,38 @@
 Non-maximum suppression lets a mask go for a better one whose box is nearly the same, whatever else is true of it. So
 of a mask that has such a better one already only its box is looked at, and only as closely as that takes: stability,
 border and pixels are needed for one mask in ten. A better mask may turn out to be a duplicate itself: those that it
-stood for are looked at again at the end, and made if no other stands for them. What comes out is what making all of
-them would have given.
+stood for are looked at again later, and made if no other stands for them. What comes out is what making all of them
+would have given.
 
-With sketches (the adaptive strategy) most boxes, and masks that are not stable by far, are judged by one logit of
-sixteen, for a fraction of what it costs to make the others. That may err, rarely.
+With sketches (the adaptive strategy) all boxes, and masks that are not stable, are judged by one logit of sixteen
+first, for a fraction of what it costs to make the others, and masks are made best first. That may err, rarely.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
-from rerun_loader_sam.engine.boxes import BoxBounds
+from rerun_loader_sam.engine.boxes import BoxBounds, least_iou
 from rerun_loader_sam.engine.geometry import Floats
 from rerun_loader_sam.engine.parallel import Cores
-from rerun_loader_sam.engine.prompting import EmbeddedCrop, IsNeedless, Made, Needless
+from rerun_loader_sam.engine.prompting import EmbeddedCrop, IsNeedless, Made, Unmade
 from rerun_loader_sam.engine.suppression import suppress_duplicates
 from rerun_loader_sam.masks import Mask
 
 # Suppression compares boxes in single precision.
 _ROUNDING = 1e-4
 
+Batch = TypeVar("Batch", Floats, list[Unmade])
+Answers = Iterator[tuple[int, list[Mask]]]
+
 
 def grid_masks(
     embedded: EmbeddedCrop, points_xy: Floats, batch_size: int, cores: Cores, standing: "Standing"
-) -> Iterator[tuple[int, list[Mask]]]:
+) -> Answers:
     """How many prompts are answered and the masks that stand since then, batch by batch.
 
     A better mask may still replace them: what stays is in `standing` at the end.
@@ -42,19 +47,45 @@ def grid_masks(
         standing: Where the masks go.
     """
     # What stands when a batch is begun decides, not what will when a core is free: runs look at the same every time.
-    batches = [points_xy[start : start + batch_size] for start in range(0, len(points_xy), batch_size)]
+    batches = _batches(points_xy, batch_size)
     jobs = (partial(embedded.answer, batch, standing.as_it_is()) for batch in batches)
     for batch, made in zip(batches, cores.in_order(_call, jobs), strict=True):
         yield len(batch), standing.take(made)
-    while orphans := standing.orphans():
-        parts = [orphans[start : start + batch_size] for start in range(0, len(orphans), batch_size)]
-        jobs = (partial(embedded.realise, part, standing.as_it_is()) for part in parts)
+    yield from _settle(embedded, batch_size, cores, standing)
+
+
+def sketched_grid_masks(
+    embedded: EmbeddedCrop, points_xy: Floats, batch_size: int, cores: Cores, standing: "Standing"
+) -> Answers:
+    """The same by sketches, for a crop that has them; see `grid_masks`."""
+    for points in _interleaved(points_xy):
+        batches = _batches(points, batch_size)
+        for batch, sketched in zip(batches, cores.in_order(embedded.sketch, batches), strict=True):
+            yield len(batch), standing.take(sketched)
+        yield from _settle(embedded, batch_size, cores, standing)
+
+
+def _settle(embedded: EmbeddedCrop, batch_size: int, cores: Cores, standing: "Standing") -> Answers:
+    """Make all that no mask stands for."""
+    while due := standing.due():
+        size = min(batch_size, -(-len(due) // cores.n_workers))
+        jobs = (partial(embedded.realise, part, standing.as_it_is()) for part in _batches(due, size))
         for made in cores.in_order(_call, jobs):
             yield 0, standing.take(made)
 
 
 def _call(job: Callable[[], list[Made]]) -> list[Made]:
     return job()
+
+
+def _batches(items: Batch, size: int) -> list[Batch]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _interleaved(points_xy: Floats) -> list[Floats]:
+    """A grid as four of half the density, so that there are masks of the whole image early."""
+    column, row = (np.unique(points_xy[:, axis], return_inverse=True)[1] for axis in (0, 1))
+    return [points_xy[(column % 2 == x) & (row % 2 == y)] for x, y in ((0, 0), (1, 1), (0, 1), (1, 0))]
 
 
 class Standing:
@@ -70,33 +101,41 @@ class Standing:
     def __init__(self, box_nms_thresh: float) -> None:
         self._threshold = box_nms_thresh
         self._made: list[Mask] = []
-        self._needless: list[Needless] = []
+        self._unmade: list[Unmade] = []
         self.kept: list[Mask] = []
-        self._is_needless: IsNeedless = _Suppressed(np.zeros((0, 4)), np.zeros(0), box_nms_thresh)
+        self._suppressed = _Suppressed(np.zeros((0, 4)), np.zeros(0), box_nms_thresh + _ROUNDING)
 
     def as_it_is(self) -> IsNeedless | None:
         """Whether a mask would be removed as the duplicate of one that is kept now; None if none ever is."""
-        return self._is_needless if self._threshold < 1 else None
+        return self._suppressed if self._threshold < 1 else None
 
-    def take(self, made: list[Made]) -> list[Mask]:
-        """Add what was made; returns the masks among it that stand."""
+    def take(self, made: Sequence[Made]) -> list[Mask]:
+        """Add what was made, or was not; returns the masks among it that stand."""
         masks = [mask for mask in made if isinstance(mask, Mask)]
-        self._needless += [needless for needless in made if isinstance(needless, Needless)]
+        self._unmade += [unmade for unmade in made if isinstance(unmade, Unmade)]
         self._made += masks
         if masks:
             self._keep([*self.kept, *masks])
         standing = {id(mask) for mask in self.kept}
         return [mask for mask in masks if id(mask) in standing]
 
-    def orphans(self) -> list[Needless]:
-        """Take out those that were not made and that none of the masks suppresses that stay in the end."""
+    def due(self) -> list[Unmade]:
+        """Take out masks that are to be made now: no mask that is kept suppresses them, nor a better one of them."""
         self._keep(self._made)
-        orphans: list[Needless] = []
-        others: list[Needless] = []
-        for needless in self._needless:
-            (others if self._is_needless(needless.box, needless.predicted_iou) else orphans).append(needless)
-        self._needless = others
-        return orphans
+        self._unmade.sort(key=lambda unmade: -unmade.predicted_iou)
+        inner = np.array([unmade.box.inner_xyxy for unmade in self._unmade]).reshape(-1, 4)
+        outer = np.array([unmade.box.outer_xyxy for unmade in self._unmade]).reshape(-1, 4)
+        scores = np.array([unmade.predicted_iou for unmade in self._unmade])
+        left = np.flatnonzero(~self._suppressed.among(inner, outer, scores))
+        due = np.zeros(len(self._unmade), bool)
+        while len(left):
+            best, left = left[0], left[1:]
+            due[best] = True
+            box = (inner[best] + outer[best]) / 2
+            left = left[least_iou(inner[left], outer[left], box) <= self._threshold]
+        taken = [unmade for unmade, now in zip(self._unmade, due, strict=True) if now]
+        self._unmade = [unmade for unmade, now in zip(self._unmade, due, strict=True) if not now]
+        return taken
 
     def _keep(self, masks: list[Mask]) -> None:
         """Let the masks stand that are no duplicates of others among them."""
@@ -104,17 +143,22 @@ class Standing:
         self.kept = [masks[i] for i in kept]
         boxes = np.array([BoxBounds.of_mask(mask).inner_xyxy for mask in self.kept]).reshape(-1, 4)
         scores = np.array([mask.predicted_iou for mask in self.kept])
-        self._is_needless = _Suppressed(boxes, scores, self._threshold)
+        self._suppressed = _Suppressed(boxes, scores, self._threshold + _ROUNDING)
 
 
 @dataclass(frozen=True, slots=True)
 class _Suppressed:
-    """Whether a mask is removed for one of these: boxes XYXY (n, 4) and scores (n,)."""
+    """Whether masks are removed for one of these: boxes XYXY (n, 4) and scores (n,)."""
 
     boxes_xyxy: Floats
     scores: Floats
     iou_threshold: float
 
     def __call__(self, box: BoxBounds, predicted_iou: float) -> bool:
-        better = self.boxes_xyxy[self.scores > predicted_iou]
-        return bool((box.least_iou(better) > self.iou_threshold + _ROUNDING).any())
+        return bool(self.among(box.inner_xyxy[None], box.outer_xyxy[None], np.array([predicted_iou]))[0])
+
+    def among(self, inner_xyxy: Floats, outer_xyxy: Floats, predicted_iou: Floats) -> npt.NDArray[np.bool_]:
+        """Which of some masks: bounds of their boxes (m, 4) each and scores (m,); (m,)."""
+        iou = least_iou(inner_xyxy[:, None], outer_xyxy[:, None], self.boxes_xyxy)
+        better = self.scores > predicted_iou[:, None]
+        return np.any(better & (iou > self.iou_threshold), axis=1)

@@ -23,15 +23,20 @@ class Cores:
     """As many workers as torch has threads; on other devices than the CPU, the caller's thread alone.
 
     A context manager: leaving it drops what has not begun and waits for what has.
+
+    Attributes:
+        n_workers: How many pieces of work are done at once.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._n_threads = torch.get_num_threads()
-        self._n_workers = min(self._n_threads, _MAX_WORKERS)
+        self.n_workers = min(self._n_threads, _MAX_WORKERS)
         self._pool: ThreadPoolExecutor | None = None
-        if device.type == "cpu":
-            threads_each = max(self._n_threads // self._n_workers, 1)
-            self._pool = ThreadPoolExecutor(self._n_workers, "sam", torch.set_num_threads, (threads_each,))
+        if device.type != "cpu":
+            self.n_workers = 1
+        else:
+            threads_each = max(self._n_threads // self.n_workers, 1)
+            self._pool = ThreadPoolExecutor(self.n_workers, "sam", torch.set_num_threads, (threads_each,))
 
     def __enter__(self) -> "Cores":
         """Nothing is begun yet."""
@@ -58,7 +63,7 @@ class Cores:
         try:
             for item in items:
                 pending.append(self._pool.submit(work, item))
-                if len(pending) > self._n_workers:
+                if len(pending) > self.n_workers:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()

@@ -27,8 +27,8 @@ class Filters:
 
 
 @dataclass(frozen=True, slots=True)
-class Needless:
-    """A mask that was not made, because a better one is there that has nearly its box.
+class Unmade:
+    """A mask that is not made, as long as a better one is there that has nearly its box.
 
     Attributes:
         point_xy: Its prompt, in pixels of the crop: float64, (2,).
@@ -44,7 +44,7 @@ class Needless:
 
 
 IsNeedless = Callable[[BoxBounds, float], object]
-Made = Mask | Needless | None
+Made = Mask | Unmade | None
 """A mask that passed the filter of predicted IoU; None if it passes not all filters."""
 
 
@@ -58,7 +58,6 @@ class EmbeddedCrop:
         image_hw: The whole image's size.
         filters: What masks have to pass.
         folded: Whether the fast decoder may be used; the plain one serves models that it does not fit.
-        sketches: Whether a mask may be found needless by a sketch of it; the plain decoder has none.
     """
 
     def __init__(
@@ -70,7 +69,6 @@ class EmbeddedCrop:
         filters: Filters,
         *,
         folded: bool = True,
-        sketches: bool = False,
     ) -> None:
         long_side: int = sam.image_encoder.img_size
         input_hw = model_input_hw(crop.size_hw, long_side)
@@ -80,7 +78,6 @@ class EmbeddedCrop:
         self._filters = filters
         self._scale = np.array([input_hw[1] / crop.size_hw[1], input_hw[0] / crop.size_hw[0]])
         self._decoder: FoldedPrompts | ReferenceImage
-        self._sketches = sketches
         if folded and can_fold(sam):
             self._decoder = FoldedDecoder(sam).with_image(embedding, input_hw)
         else:
@@ -95,6 +92,11 @@ class EmbeddedCrop:
             offset=filters.stability_score_offset,
         )
 
+    @property
+    def can_sketch(self) -> bool:
+        """Whether there are sketches; the plain decoder has none."""
+        return isinstance(self._decoder, FoldedPrompts)
+
     @torch.no_grad()
     def answer(self, points_xy: Floats, is_needless: IsNeedless | None) -> list[Made]:
         """The masks that pass the filter of predicted IoU, in the order of the points.
@@ -106,17 +108,33 @@ class EmbeddedCrop:
         prediction, wanted = self._predict(points_xy)
         made: list[Made] = []
         for prompt, masks in enumerate(wanted):
-            left = masks
-            if masks and is_needless and self._sketches and isinstance(prediction, FoldedPrediction):
-                needless, left = self._sketch(prediction, prompt, masks, points_xy[prompt], is_needless)
-                made += needless
-            made += self._trace(prediction, prompt, left, points_xy[prompt], is_needless)
+            made += self._trace(prediction, prompt, masks, points_xy[prompt], is_needless)
         return made
 
     @torch.no_grad()
-    def realise(self, needless: Sequence[Needless], is_needless: IsNeedless | None) -> list[Made]:
-        """Masks that were needless until now, those of a prompt one after another; see `answer`."""
-        groups = [list(group) for _, group in groupby(needless, key=lambda one: tuple(one.point_xy))]
+    def sketch(self, points_xy: Floats) -> list[Unmade]:
+        """The masks that may pass the filters, as far as sketches tell, none of them made.
+
+        Args:
+            points_xy: (P, 2), in pixels of the crop.
+        """
+        prediction, wanted = self._predict(points_xy)
+        assert isinstance(prediction, FoldedPrediction)  # noqa: S101  # for the type checker; see `can_sketch`
+        found: list[Unmade] = []
+        for prompt, masks in enumerate(wanted):
+            if not masks:
+                continue
+            for mask, logits in zip(masks, prediction.coarse_logits(prompt, masks).cpu(), strict=True):
+                if self._tracer.may_be_stable(logits, self._filters.stability_score_thresh):
+                    box = self._tracer.sketched_box(logits)
+                    found.append(Unmade(points_xy[prompt], mask, float(prediction.predicted_iou[prompt, mask]), box))
+        return found
+
+    @torch.no_grad()
+    def realise(self, unmade: Sequence[Unmade], is_needless: IsNeedless | None) -> list[Made]:
+        """Make masks that were not made until now, if they are needed; see `answer`."""
+        by_prompt = sorted(unmade, key=_prompt)
+        groups = [list(group) for _, group in groupby(by_prompt, key=_prompt)]
         points = np.stack([group[0].point_xy for group in groups])
         prediction, passing = self._predict(points)
         made: list[Made] = []
@@ -124,29 +142,6 @@ class EmbeddedCrop:
             masks = [one.mask for one in group if one.mask in passing[prompt]]
             made += self._trace(prediction, prompt, masks, points[prompt], is_needless)
         return made
-
-    def _sketch(
-        self,
-        prediction: FoldedPrediction,
-        prompt: int,
-        masks: list[int],
-        point_xy: Floats,
-        is_needless: IsNeedless,
-    ) -> tuple[list[Needless], list[int]]:
-        """Which of a prompt's masks are needless as far as sketches tell, and which are to be looked at closely.
-
-        Those that are neither are not stable by far.
-        """
-        needless: list[Needless] = []
-        left: list[int] = []
-        for mask, logits in zip(masks, prediction.coarse_logits(prompt, masks).cpu(), strict=True):
-            box = self._tracer.sketched_box(logits)
-            predicted_iou = float(prediction.predicted_iou[prompt, mask])
-            if box and is_needless(box, predicted_iou):
-                needless.append(Needless(point_xy, mask, predicted_iou, box))
-            elif self._tracer.may_be_stable(logits, self._filters.stability_score_thresh):
-                left.append(mask)
-        return needless, left
 
     def _predict(self, points_xy: Floats) -> tuple[FoldedPrediction | ReferencePrediction, list[list[int]]]:
         """What the decoder says of points, and which masks of each pass the filter of predicted IoU."""
@@ -178,7 +173,7 @@ class EmbeddedCrop:
             predicted_iou = float(prediction.predicted_iou[prompt, mask])
             box = self._tracer.box_bounds(logits) if is_needless else None
             if is_needless and box and is_needless(box, predicted_iou):
-                found.append(Needless(point_xy, mask, predicted_iou, box))
+                found.append(Unmade(point_xy, mask, predicted_iou, box))
                 continue
             stability, outline = self._tracer.trace(logits, self._filters.stability_score_thresh)
             if outline is None or is_cut_off(outline.box_xyxy, self._crop, self._image_hw):
@@ -198,3 +193,8 @@ class EmbeddedCrop:
                 )
             )
         return found
+
+
+def _prompt(unmade: Unmade) -> tuple[float, float]:
+    x, y = unmade.point_xy.tolist()
+    return x, y
