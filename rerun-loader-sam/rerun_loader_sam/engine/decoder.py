@@ -47,16 +47,16 @@ class ImageState:
     """The image tokens of some prompts: x = u * base + weights.T @ R + const (see `engine.folding`).
 
     Attributes:
+        prompts: Which prompts of the batch they are.
         factor: u, (P, N).
-        weights: K, (P, k, N); its rows are filled from layer to layer, the first `rows` are in use.
+        weights: K, (k, P, N); its rows are filled from layer to layer, the first `rows` are in use.
         rows: How many rows of `weights` are in use.
-        values: The tokens' values that give R, of each layer so far: (P, heads, T, c).
     """
 
+    prompts: slice
     factor: Tensor
     weights: Tensor
-    rows: int
-    values: list[Tensor]
+    rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +66,15 @@ class FoldedPrediction:
     Attributes:
         predicted_iou: Of the masks of each prompt, (P, masks).
         hyper: What the last features are multiplied with for each of these masks, (P, masks, C / 8).
-        state: The image's side.
+        states: The image's side, of as many prompts each as the first one has.
+        values: The tokens' values that give R, of each layer: (P, heads, T, c).
         source: Makes logits of them.
     """
 
     predicted_iou: Tensor
     hyper: Tensor
-    state: ImageState
+    states: list[ImageState]
+    values: list[Tensor]
     source: UpscaledImage
 
     def low_res_logits(self, prompt: int, masks: list[int]) -> Tensor:
@@ -84,9 +86,10 @@ class FoldedPrediction:
         return self.source.coarse_logits(*self._of(prompt), masks)
 
     def _of(self, prompt: int) -> tuple[Tensor, Tensor, list[Tensor], Tensor]:
-        state = self.state
-        values = [values[prompt] for values in state.values]
-        return state.factor[prompt], state.weights[prompt], values, self.hyper[prompt]
+        group, within = divmod(prompt, len(self.states[0].factor))
+        state = self.states[group]
+        values = [values[prompt] for values in self.values]
+        return state.factor[within], state.weights[:, within], values, self.hyper[prompt]
 
 
 class FoldedPrompts:
@@ -112,12 +115,16 @@ class FoldedPrompts:
         n_image = image.base.shape[0]
         heads = transformer.layers[0].cross_attn_image_to_token.num_heads
         rows = sum(heads * n_tokens + (depth > 0) for depth in range(transformer.depth))
-        state = ImageState(tokens.new_ones(n_prompts, n_image), tokens.new_empty(n_prompts, rows, n_image), 0, [])
         # The image's side is computed for as many prompts at once as a core's cache holds.
         together = n_prompts
         if tokens.device.type == "cpu":
             together = max(_CACHED_WEIGHTS // (heads * n_tokens * n_image), 1)
-        groups = [slice(start, start + together) for start in range(0, n_prompts, together)]
+        groups = [slice(start, min(start + together, n_prompts)) for start in range(0, n_prompts, together)]
+        states: list[ImageState] = []
+        for group in groups:
+            n = group.stop - group.start
+            states.append(ImageState(group, tokens.new_ones(n, n_image), tokens.new_empty(rows, n, n_image)))
+        values: list[Tensor] = []
 
         queries = self._attend_to_tokens(0, tokens, tokens)
         wanted = self._read_queries(0, queries + tokens)
@@ -128,13 +135,13 @@ class FoldedPrompts:
             queries = layer.norm3(queries + layer.mlp(queries))
             write: Attention = layer.cross_attn_image_to_token
             keys = by_head(write.k_proj(queries + tokens), heads) * (write.internal_dim // heads) ** -0.5
-            state.values.append(by_head(write.v_proj(queries), heads))
+            values.append(by_head(write.v_proj(queries), heads))
             # The update of the image leaves the tokens alone, so that the next question is known before it:
             # each prompt's image tokens are then updated and read in one go.
             last = depth + 1 == transformer.depth
             queries_next = queries if last else self._attend_to_tokens(depth + 1, queries, tokens)
             wanted = self._read_queries(depth + 1, queries_next + tokens)
-            attended = self._write_and_read(depth, keys, wanted, state, groups)
+            attended = self._write_and_read(depth, keys, wanted, values, states)
             queries = queries_next
         final: Attention = transformer.final_attn_token_to_image
         out = transformer.norm_final_attn(queries + final.out_proj(attended.transpose(1, 2).flatten(2)))
@@ -143,7 +150,7 @@ class FoldedPrompts:
         predicted_iou = decoder.iou_prediction_head(out[:, 0])[:, 1:]
         heads_of_masks = list(decoder.output_hypernetworks_mlps)[1:]
         hyper = torch.stack([head(out[:, 2 + mask]) for mask, head in enumerate(heads_of_masks)], 1)
-        return FoldedPrediction(predicted_iou, hyper, state, self._upscaled)
+        return FoldedPrediction(predicted_iou, hyper, states, values, self._upscaled)
 
     def _prompt_tokens(self, points_xy: Tensor) -> Tensor:
         labels = torch.ones(len(points_xy), 1, dtype=torch.int, device=points_xy.device)
@@ -178,7 +185,7 @@ class FoldedPrompts:
         return _stack_rows(values, *self._weights.spread_before(depth))
 
     def _write_and_read(
-        self, depth: int, keys: Tensor, wanted: Tensor, state: ImageState, groups: list[slice]
+        self, depth: int, keys: Tensor, wanted: Tensor, values: list[Tensor], states: list[ImageState]
     ) -> Tensor:
         """Image-to-token update of layer `depth` and the next token-to-image attention: (P, heads, T, c)."""
         update = self._weights.updates[depth]
@@ -187,40 +194,28 @@ class FoldedPrompts:
         scores_of_rows: Tensor | None = None
         if depth:
             write = self._weights.transformer.layers[depth].cross_attn_image_to_token
-            added = self._added_rows(state.values[:-1], depth) @ write.q_proj.weight.t()
+            added = self._added_rows(values[:-1], depth) @ write.q_proj.weight.t()
             scores_of_rows = (keys @ by_head(added, heads).mT).flatten(1, 2)
-        before_norm = _stack_rows(state.values, update.spread, update.constants)
+        before_norm = _stack_rows(values, update.spread, update.constants)
         gram = before_norm @ before_norm.mT
         attention = self._read_attention(depth + 1)
-        added = self._added_rows(state.values, depth + 1)
+        added = self._added_rows(values, depth + 1)
         added_keys = by_head(added @ attention.k_proj.weight.t(), attention.num_heads)
         added_values = by_head(added @ attention.v_proj.weight.t(), attention.num_heads)
         read_scores = (wanted @ added_keys.mT).flatten(1, 2)
 
-        rows = state.rows
-        state.rows = gram.shape[-1]
         attended: list[Tensor] = []
-        for group in groups:
-            weights = state.weights[group]
+        for state in states:
+            group = state.prompts
             self._write(
                 depth,
                 keys[group],
                 None if scores_of_rows is None else scores_of_rows[group],
-                values=[values[group] for values in state.values],
+                values=[value[group] for value in values],
                 gram=gram[group],
-                weights=weights,
-                rows=rows,
-                factor=state.factor[group],
+                state=state,
             )
-            attended.append(
-                self._read(
-                    depth + 1,
-                    wanted[group],
-                    read_scores[group],
-                    (weights[:, : state.rows], state.factor[group]),
-                    added_values[group],
-                )
-            )
+            attended.append(self._read(depth + 1, wanted[group], read_scores[group], state, added_values[group]))
         return torch.cat(attended)
 
     def _read(
@@ -228,26 +223,26 @@ class FoldedPrompts:
         depth: int,
         wanted: Tensor,
         scores_of_rows: Tensor | None,
-        tokens: tuple[Tensor, Tensor] | None,
+        state: ImageState | None,
         added_values: Tensor | None,
     ) -> Tensor:
         """Token-to-image attention of a group of prompts: (P, heads, T, c).
 
-        Before the first update (`tokens` is None) the image tokens are the same for all prompts.
+        Before the first update (`state` is None) the image tokens are the same for all prompts.
         """
         read = self._image.reads[depth]
         scores = _product(wanted, read.keys)
-        if tokens is None or scores_of_rows is None or added_values is None or read.keys_pe is None:
-            return _product(torch.softmax(scores, -1, out=scores), read.values) + read.value_shift
-        weights, factor = tokens
-        scores *= factor[:, None, None]
-        flat = scores.flatten(1, 2)
-        _add_product(scores, wanted, read.keys_pe)
-        torch.baddbmm(flat, scores_of_rows, weights, out=flat)
+        if state is None or scores_of_rows is None or added_values is None or read.keys_pe is None:
+            return _attended(torch.softmax(scores, -1, out=scores), read.values) + read.value_shift
+        weights = state.weights[: state.rows].transpose(0, 1)
+        scores *= state.factor
+        by_prompt = scores.flatten(0, 1).transpose(0, 1)
+        _product(wanted, read.keys_pe, add_to=scores)
+        torch.baddbmm(by_prompt, scores_of_rows, weights, out=by_prompt)
         torch.softmax(scores, -1, out=scores)
-        from_rows = (flat @ weights.mT).view(*scores.shape[:3], -1) @ added_values
-        scores *= factor[:, None, None]
-        return _product(scores, read.values) + from_rows + read.value_shift
+        from_rows = torch.unflatten(by_prompt @ weights.mT, 1, scores.shape[:2]) @ added_values
+        scores *= state.factor
+        return _attended(scores, read.values) + from_rows + read.value_shift
 
     def _write(
         self,
@@ -257,37 +252,40 @@ class FoldedPrompts:
         *,
         values: list[Tensor],
         gram: Tensor,
-        weights: Tensor,
-        rows: int,
-        factor: Tensor,
+        state: ImageState,
     ) -> None:
-        """Image-to-token attention and layer norm of a group of prompts, in place in `weights` and `factor`."""
+        """Image-to-token attention and layer norm of a group of prompts, in place in `state`."""
         write, update = self._image.writes[depth], self._weights.updates[depth]
-        heads, n_tokens = keys.shape[1:3]
+        rows, factor = state.rows, state.factor
         scores = _product(keys, write.queries)
+        heads, n_tokens = scores.shape[:2]
         if scores_of_rows is not None and write.queries_pe is not None:
-            scores *= factor[:, None, None]
-            _add_product(scores, keys, write.queries_pe)
-            flat = scores.flatten(1, 2)
-            torch.baddbmm(flat, scores_of_rows, weights[:, :rows], out=flat)
-        new = weights[:, rows : rows + heads * n_tokens]
-        torch.softmax(scores, 2, out=torch.unflatten(new, 1, (heads, n_tokens)))
-        used = weights[:, : gram.shape[-1]]
+            scores *= factor
+            _product(keys, write.queries_pe, add_to=scores)
+            by_prompt = scores.flatten(0, 1).transpose(0, 1)
+            torch.baddbmm(by_prompt, scores_of_rows, state.weights[:rows].transpose(0, 1), out=by_prompt)
+        new = state.weights[rows : rows + heads * n_tokens]
+        torch.softmax(scores, 1, out=torch.unflatten(new, 0, (heads, n_tokens)))
+        state.rows = gram.shape[-1]
+        used = state.weights[: state.rows]
         if depth:
-            used[:, rows + heads * n_tokens] = 1
+            used[-1] = 1
         # |u * base + K.T R|^2 = u^2 |base|^2 + K . (2 u * (R base.T) + (R R.T) K), token by token
-        parts: list[Tensor] = []
+        form = torch.empty_like(used)
+        row = 0
         for layer, (value, overlap) in enumerate(zip(values, write.overlaps, strict=True)):
-            parts.append(_product(value, overlap).flatten(1, 2))
+            _product(value, overlap, out=form[row : row + heads * n_tokens])
+            row += heads * n_tokens
             if layer:
-                parts.append(write.constant_overlaps[layer - 1].expand(len(keys), 1, -1))
-        form = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
-        form *= 2 * factor[:, None]
-        torch.baddbmm(form, gram, used, out=form)
+                form[row] = write.constant_overlaps[layer - 1]
+                row += 1
+        form *= 2 * factor
+        by_prompt = form.transpose(0, 1)
+        torch.baddbmm(by_prompt, gram, used.transpose(0, 1), out=by_prompt)
         form *= used
-        square = torch.addcmul(form.sum(1), factor.square(), write.square_norms)
+        square = torch.addcmul(form.sum(0), factor.square(), write.square_norms)
         denominator = (square.clamp_(min=0) / update.scale.numel() + update.eps).rsqrt_()
-        used *= denominator[:, None]
+        used *= denominator
         factor *= denominator
 
 
@@ -301,21 +299,26 @@ def _stack_rows(values: list[Tensor], spread: tuple[Tensor, ...], constants: Ten
     return torch.cat(rows, 1)
 
 
-def _product(left: Tensor, shared: Tensor) -> Tensor:
-    """left @ shared, where left is (P, heads, T, n) and shared, (heads, n, m), is the same for all prompts.
+def _product(left: Tensor, shared: Tensor, *, out: Tensor | None = None, add_to: Tensor | None = None) -> Tensor:
+    """left @ shared, where left is (P, heads, T, c) and shared, (heads, c, N), is the same for all prompts.
 
     Torch's own broadcasting would copy `shared` for each prompt.
+
+    Returns:
+        (heads, T, P, N): what a product makes without moving anything afterwards. Where it is added to something,
+        or lies in `out`, that has as many numbers in that order.
     """
-    n_prompts, _, n_tokens, _ = left.shape
-    if n_prompts == 1:
-        return (left[0] @ shared)[None]
-    out = left.transpose(0, 1).flatten(1, 2) @ shared
-    return torch.unflatten(out, 1, (n_prompts, n_tokens)).transpose(0, 1).contiguous()
+    n_prompts, heads, n_tokens, _ = left.shape
+    rows = left.permute(1, 2, 0, 3).flatten(1, 2)
+    if add_to is not None:
+        flat = add_to.view(heads, n_tokens * n_prompts, -1)
+        torch.baddbmm(flat, rows, shared, out=flat)
+        return add_to
+    into = None if out is None else out.view(heads, n_tokens * n_prompts, -1)
+    return torch.bmm(rows, shared, out=into).view(heads, n_tokens, n_prompts, -1)
 
 
-def _add_product(scores: Tensor, left: Tensor, shared: Tensor) -> None:
-    """scores += left @ shared, as in `_product`."""
-    if len(scores) == 1:
-        torch.baddbmm(scores[0], left[0], shared, out=scores[0])
-    else:
-        scores += _product(left, shared)
+def _attended(weights: Tensor, values: Tensor) -> Tensor:
+    """weights @ values, where weights is (heads, T, P, N) and values (heads, N, c): (P, heads, T, c)."""
+    out = weights.flatten(1, 2) @ values
+    return torch.unflatten(out, 1, weights.shape[1:3]).permute(2, 0, 1, 3)
