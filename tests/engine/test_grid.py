@@ -13,7 +13,7 @@ from rerun_loader_sam import AutomaticMaskGenerator
 from rerun_loader_sam.engine.boxes import BoxBounds
 from rerun_loader_sam.engine.grid import Standing, grid_masks
 from rerun_loader_sam.engine.parallel import Cores
-from rerun_loader_sam.engine.prompting import EmbeddedCrop, Needless
+from rerun_loader_sam.engine.prompting import EmbeddedCrop, Unmade
 from rerun_loader_sam.engine.suppression import suppress_duplicates
 from rerun_loader_sam.masks import Mask, encode_rle
 
@@ -59,7 +59,7 @@ class Rectangles:
         box = BoxBounds.of_mask(mask).inner_xyxy
         bounds = BoxBounds(box + INWARDS, box - INWARDS)
         if is_needless(bounds, mask.predicted_iou):
-            return Needless(np.array(mask.point_xy), 0, mask.predicted_iou, bounds)
+            return Unmade(np.array(mask.point_xy), 0, mask.predicted_iou, bounds)
         self.made_count += 1
         return mask
 

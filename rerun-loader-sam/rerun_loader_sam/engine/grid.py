@@ -28,6 +28,10 @@ from rerun_loader_sam.masks import Mask
 # Suppression compares boxes in single precision.
 _ROUNDING = 1e-4
 
+# How many batches are sketched before the best of them are made: the decoder's answers are kept so long, 120 MB for
+# nano and 240 MB for vit_b.
+_BATCHES_A_ROUND = 16
+
 Batch = TypeVar("Batch", Floats, list[Unmade])
 Answers = Iterator[tuple[int, list[Mask]]]
 
@@ -58,11 +62,12 @@ def sketched_grid_masks(
     embedded: EmbeddedCrop, points_xy: Floats, batch_size: int, cores: Cores, standing: "Standing"
 ) -> Answers:
     """The same by sketches, for a crop that has them; see `grid_masks`."""
-    for points in _interleaved(points_xy):
+    for points in _batches(_interleaved(points_xy), _BATCHES_A_ROUND * batch_size):
         batches = _batches(points, batch_size)
         for batch, sketched in zip(batches, cores.in_order(embedded.sketch, batches), strict=True):
             yield len(batch), standing.take(sketched)
         yield from _settle(embedded, batch_size, cores, standing)
+        standing.forget_answers()
 
 
 def _settle(embedded: EmbeddedCrop, batch_size: int, cores: Cores, standing: "Standing") -> Answers:
@@ -82,10 +87,10 @@ def _batches(items: Batch, size: int) -> list[Batch]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def _interleaved(points_xy: Floats) -> list[Floats]:
-    """A grid as four of half the density, so that there are masks of the whole image early."""
-    column, row = (np.unique(points_xy[:, axis], return_inverse=True)[1] for axis in (0, 1))
-    return [points_xy[(column % 2 == x) & (row % 2 == y)] for x, y in ((0, 0), (1, 1), (0, 1), (1, 0))]
+def _interleaved(points_xy: Floats) -> Floats:
+    """The points of a grid as four grids of half the density, so that there are masks of the whole image early."""
+    column, row = (np.unique(points_xy[:, axis], return_inverse=True)[1] % 2 for axis in (0, 1))
+    return points_xy[np.argsort(2 * (column ^ row) + row, kind="stable")]
 
 
 class Standing:
@@ -137,6 +142,11 @@ class Standing:
         self._unmade = [unmade for unmade, now in zip(self._unmade, due, strict=True) if not now]
         return taken
 
+    def forget_answers(self) -> None:
+        """Let go what the decoder said of those that are not made."""
+        for unmade in self._unmade:
+            unmade.answer = None
+
     def _keep(self, masks: list[Mask]) -> None:
         """Let the masks stand that are no duplicates of others among them."""
         kept = suppress_duplicates(masks, [mask.predicted_iou for mask in masks], self._threshold)
@@ -161,4 +171,5 @@ class _Suppressed:
         """Which of some masks: bounds of their boxes (m, 4) each and scores (m,); (m,)."""
         iou = least_iou(inner_xyxy[:, None], outer_xyxy[:, None], self.boxes_xyxy)
         better = self.scores > predicted_iou[:, None]
-        return np.any(better & (iou > self.iou_threshold), axis=1)
+        found: npt.NDArray[np.bool_] = np.any(better & (iou > self.iou_threshold), axis=1)
+        return found

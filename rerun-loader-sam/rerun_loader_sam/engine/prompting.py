@@ -26,7 +26,7 @@ class Filters:
     stability_score_offset: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Unmade:
     """A mask that is not made, as long as a better one is there that has nearly its box.
 
@@ -35,14 +35,17 @@ class Unmade:
         mask: Which of the prompt's masks it is.
         predicted_iou: The model's own estimate of the mask's quality.
         box: What is known of its box.
+        answer: What the decoder said, and of which prompt of its batch this is; None if it has to be asked again.
     """
 
     point_xy: Floats
     mask: int
     predicted_iou: float
     box: BoxBounds
+    answer: tuple["Prediction", int] | None = None
 
 
+Prediction = FoldedPrediction | ReferencePrediction
 IsNeedless = Callable[[BoxBounds, float], object]
 Made = Mask | Unmade | None
 """A mask that passed the filter of predicted IoU; None if it passes not all filters."""
@@ -126,24 +129,28 @@ class EmbeddedCrop:
                 continue
             for mask, logits in zip(masks, prediction.coarse_logits(prompt, masks).cpu(), strict=True):
                 if self._tracer.may_be_stable(logits, self._filters.stability_score_thresh):
+                    score = float(prediction.predicted_iou[prompt, mask])
                     box = self._tracer.sketched_box(logits)
-                    found.append(Unmade(points_xy[prompt], mask, float(prediction.predicted_iou[prompt, mask]), box))
+                    found.append(Unmade(points_xy[prompt], mask, score, box, (prediction, prompt)))
         return found
 
     @torch.no_grad()
     def realise(self, unmade: Sequence[Unmade], is_needless: IsNeedless | None) -> list[Made]:
         """Make masks that were not made until now, if they are needed; see `answer`."""
-        by_prompt = sorted(unmade, key=_prompt)
-        groups = [list(group) for _, group in groupby(by_prompt, key=_prompt)]
-        points = np.stack([group[0].point_xy for group in groups])
-        prediction, passing = self._predict(points)
+        by_prompt = [list(masks) for _, masks in groupby(sorted(unmade, key=_prompt), key=_prompt)]
+        asked_again = [masks for masks in by_prompt if masks[0].answer is None]
+        if asked_again:
+            prediction, _ = self._predict(np.stack([masks[0].point_xy for masks in asked_again]))
+            for prompt, masks in enumerate(asked_again):
+                masks[0].answer = prediction, prompt
         made: list[Made] = []
-        for prompt, group in enumerate(groups):
-            masks = [one.mask for one in group if one.mask in passing[prompt]]
-            made += self._trace(prediction, prompt, masks, points[prompt], is_needless)
+        for masks in by_prompt:
+            assert masks[0].answer  # noqa: S101  # for the type checker: it was given or asked for
+            prediction, prompt = masks[0].answer
+            made += self._trace(prediction, prompt, [one.mask for one in masks], masks[0].point_xy, is_needless)
         return made
 
-    def _predict(self, points_xy: Floats) -> tuple[FoldedPrediction | ReferencePrediction, list[list[int]]]:
+    def _predict(self, points_xy: Floats) -> tuple[Prediction, list[list[int]]]:
         """What the decoder says of points, and which masks of each pass the filter of predicted IoU."""
         prediction = self._decoder.predict(self._as_input(points_xy))
         return prediction, [self._passing(row) for row in prediction.predicted_iou.tolist()]
@@ -158,7 +165,7 @@ class EmbeddedCrop:
 
     def _trace(
         self,
-        prediction: FoldedPrediction | ReferencePrediction,
+        prediction: Prediction,
         prompt: int,
         masks: list[int],
         point_xy: Floats,

@@ -173,8 +173,8 @@ class Tracer:
             margin = _SKETCHED_EDGE_MARGIN * pixels
             start, end = ((edge + _SKETCHED_AT) * pixels - 0.5 for edge in extent)
             # A mask that fills an outermost token mostly reaches the border.
-            start = start if highest[0] <= 0 else -margin
-            end = end if highest[-1] <= 0 else size - 1 + margin
+            start = start if highest[0] <= 0 else 0
+            end = end if highest[-1] <= 0 else size - 1
             inner[axis::2] = np.array([start + margin, end - margin]).clip(0, size - 1)
             outer[axis::2] = np.array([start - margin, end + margin]).clip(0, size - 1)
         offset = np.array(self._crop.box_xyxy[:2] * 2)
