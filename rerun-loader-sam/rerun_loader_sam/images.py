@@ -97,7 +97,8 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, ImageFile.ImageFile]]:
     """A file and the image in it, of which the first bytes are read; closed again afterwards."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about odd metadata; what cannot be read raises
-        # An open file, not its path: Pillow would map some, and a mapped file that is cut meanwhile kills the process.
+        # An open file, not its path: Pillow would map some, and a mapped file that is cut meanwhile kills the
+        # process.
         with open_regular(path) as file, Image.open(file) as image:
             yield file, image
 
