@@ -19,19 +19,11 @@ class BoxBounds:
     outer_xyxy: Floats
 
     @classmethod
-    def exact(cls, box_xyxy: Floats) -> "BoxBounds":
-        """Of a box that is known: (4,)."""
-        return cls(box_xyxy, box_xyxy)
-
-    @classmethod
     def of_mask(cls, mask: Mask) -> "BoxBounds":
         """Of a mask that is known."""
         x, y, width, height = mask.bbox_xywh
-        return cls.exact(np.array([x, y, x + width, y + height]))
-
-    def least_iou(self, boxes_xyxy: Floats) -> Floats:
-        """The least IoU that the box can have with each of others: (n, 4), XYXY; (n,)."""
-        return least_iou(self.inner_xyxy, self.outer_xyxy, boxes_xyxy)
+        box_xyxy = np.array([x, y, x + width, y + height])
+        return cls(box_xyxy, box_xyxy)
 
 
 def least_iou(inner_xyxy: Floats, outer_xyxy: Floats, boxes_xyxy: Floats) -> Floats:
