@@ -4,6 +4,7 @@ Into recordings that are open only: what is sent to one that the person has clos
 """
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from rerun_loader_sam.command import parse
@@ -21,34 +22,33 @@ def show_waiting(request: FollowRequest) -> None:
     size_hw = stored_size_hw(request.location)
     if size_hw is None:  # when its turn comes, the loader says what is wrong
         return
-    recording = _recording(request)
-    contents.place_progress(recording, size_hw)
-    contents.log_text(recording, contents.WAITS)
-    _finish(recording)
+
+    def log(recording: "Recording") -> None:
+        contents.place_progress(recording, size_hw)
+        contents.log_text(recording, contents.WAITS)
+
+    _send(request, log)
 
 
 def clear_progress(request: FollowRequest) -> None:
     """Take off an image what was only for the time of the work, since it has ended. Raises UserError: no viewer."""
     from rerun_loader_sam.recording import contents
 
-    recording = _recording(request)
-    contents.clear(recording, contents.PROGRESS)
-    contents.clear(recording, contents.MASKS_SO_FAR)
-    _finish(recording)
+    def log(recording: "Recording") -> None:
+        contents.clear(recording, contents.PROGRESS)
+        contents.clear(recording, contents.MASKS_SO_FAR)
+
+    _send(request, log)
 
 
-def _recording(request: FollowRequest) -> "Recording":
+def _send(request: FollowRequest, log: Callable[["Recording"], None]) -> None:
     os.environ.pop("RERUN", None)  # it would switch logging off
     # Rerun, and what is logged with it, only where there is something to log.
-    from rerun_loader_sam.recording.stream import Recording
+    from rerun_loader_sam.recording.stream import Recording, release_finished
 
     # By the loader's own command line: what it logs is to replace this.
-    return Recording(parse(loader_arguments(request)).request, lambda content: None)
-
-
-def _finish(recording: "Recording") -> None:
-    from rerun_loader_sam.recording.stream import release_finished
-
+    recording = Recording(parse(loader_arguments(request)).request, lambda content: None)
+    log(recording)
     recording.finish()
-    del recording
+    del recording  # only what nobody refers to any more is released
     release_finished()
