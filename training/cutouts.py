@@ -72,7 +72,7 @@ def _read(path: Path) -> tuple[Bytes, FloatMap] | None:
 
 def _parts(colours: Bytes, inside: NDArray[np.bool_]) -> Bytes:
     """Connected areas of about one colour, the largest ones, numbered from 1; (h, w) uint8."""
-    coarse = cv2.medianBlur(colours, 5) >> 6
+    coarse: Bytes = np.right_shift(cv2.medianBlur(colours, 5), 6)
     codes = np.where(inside, 1 + coarse[:, :, 0] * 16 + coarse[:, :, 1] * 4 + coarse[:, :, 2], 0).astype(np.uint8)
     total = np.count_nonzero(inside)
     found: list[tuple[int, NDArray[np.bool_]]] = []
@@ -114,7 +114,8 @@ def _recolour(rng: np.random.Generator, colours: FloatImage) -> FloatImage:
     middle = float(rng.uniform(60, 190))
     colours = middle + (colours - middle) * rng.uniform(0.4, 1.0)
     if rng.random() < 0.6:
-        rough = fractal_noise(rng, *colours.shape[:2], 2 ** rng.uniform(1, 6), rng.uniform(0.4, 0.95))
+        height, width = colours.shape[:2]
+        rough = fractal_noise(rng, height, width, 2 ** rng.uniform(1, 6), rng.uniform(0.4, 0.95))
         colours = colours + rough[:, :, None] * rng.exponential(9) * rng.uniform(0.6, 1.2, 3)
     return np.asarray(colours, np.float32)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scenes import SCENE_SIZE, Scene, make_scene
+from scenes import SCENE_SIZE, Ingredients, Scene, make_scene
 
 Bytes = NDArray[Any]
 """uint8; OpenCV's type hints do not tell dtypes."""
@@ -172,9 +172,9 @@ def stack(samples: list[tuple[NDArray[np.generic], ...]]) -> Batch:
 class SceneWindow:
     """The most recent scenes of a series, kept in a file so that a resumed training need not make them again."""
 
-    def __init__(self, folder: Path, seed: int, capacity: int, cutouts: Sequence[Path]) -> None:
+    def __init__(self, folder: Path, seed: int, capacity: int, ingredients: Ingredients) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.seed, self.capacity, self.cutouts = seed, capacity, cutouts
+        self.seed, self.capacity, self.ingredients = seed, capacity, ingredients
         record = np.dtype(
             [
                 ("number", np.int64),
@@ -193,7 +193,7 @@ class SceneWindow:
         """Scene number `index`, made now if it is not in the window."""
         slot = self.slots[index % self.capacity]
         if slot["number"] != index + 1:
-            scene = make_scene(self.seed, index, self.cutouts)
+            scene = make_scene(self.seed, index, self.ingredients)
             slot["image"], slot["regions"], slot["parents"] = scene.image, scene.regions, scene.parents
             slot["number"] = index + 1
         return Scene(slot["image"], slot["regions"], slot["parents"])
@@ -210,15 +210,15 @@ class BatchStream(torch.utils.data.IterableDataset[Batch]):
         first_step: int,
         *,
         capacity: int = 900,
-        cutouts: Sequence[Path] = (),
+        ingredients: Ingredients | None = None,
     ) -> None:
-        self.folder, self.seed, self.stages, self.cutouts = folder, seed, stages, cutouts
-        self.first_step, self.capacity = first_step, capacity
+        self.folder, self.seed, self.stages = folder, seed, stages
+        self.first_step, self.capacity, self.ingredients = first_step, capacity, ingredients or Ingredients()
 
     def __iter__(self) -> Iterator[Batch]:  # noqa: D105
         cv2.setNumThreads(1)
         torch.set_num_threads(1)
-        window = SceneWindow(self.folder, self.seed, self.capacity, self.cutouts)
+        window = SceneWindow(self.folder, self.seed, self.capacity, self.ingredients)
         step, available = 0, 24.0
         for stage in self.stages:
             for _ in range(stage.steps):

@@ -33,6 +33,28 @@ class Scene:
     parents: NDArray[np.uint8]
 
 
+def write_scene(path: Path, scene: Scene) -> None:
+    """A scene as a file, there only when it is whole."""
+    unfinished = path.with_suffix(".part")
+    with unfinished.open("wb") as file:
+        np.savez(file, image=scene.image, regions=scene.regions, parents=scene.parents)
+    unfinished.replace(path)
+
+
+def read_scene(path: Path) -> Scene:
+    """A scene that `write_scene` wrote."""
+    with np.load(path) as fields:
+        return Scene(fields["image"], fields["regions"], fields["parents"])
+
+
+@dataclass(frozen=True, slots=True)
+class Ingredients:
+    """What scenes may hold beside drawn shapes: files for `cutouts.place_cutout`, and scenes of `rendered.py`."""
+
+    cutouts: Sequence[Path] = ()
+    rendered: Sequence[Path] = ()
+
+
 @dataclass(slots=True)
 class _Canvas:
     rng: np.random.Generator
@@ -339,13 +361,37 @@ def _finish(canvas: _Canvas) -> NDArray[np.uint8]:
     return np.ascontiguousarray(finished)
 
 
-def make_scene(seed: int, index: int, cutouts: Sequence[Path] = ()) -> Scene:
+def _rendered_scene(rng: np.random.Generator, ingredients: Ingredients) -> Scene:
+    """One of the rendered scenes, sometimes with flat things before it, through another camera."""
+    files = ingredients.rendered
+    scene = read_scene(files[int(rng.integers(len(files)))])
+    parents = [int(parent) for parent in scene.parents[: int(scene.regions.max()) + 1]]
+    canvas = _Canvas(rng, SCENE_SIZE, scene.image.astype(np.float32), scene.regions, parents)
+    if rng.random() < 0.12:
+        _add_things(canvas)
+    elif ingredients.cutouts and rng.random() < 0.12:
+        _add_cutouts(canvas, ingredients.cutouts)
+    return _finished(canvas)
+
+
+def _finished(canvas: _Canvas) -> Scene:
+    parents = np.zeros(MAX_REGIONS, np.uint8)
+    parents[: len(canvas.parents)] = canvas.parents
+    return Scene(_finish(canvas), canvas.regions, parents)
+
+
+def make_scene(seed: int, index: int, ingredients: Ingredients | None = None) -> Scene:
     """Scene number `index` of the endless series that `seed` names; always the same one.
 
-    `cutouts`: files for `cutouts.place_cutout`; most scenes then hold some of them.
+    With `ingredients` more than half of the scenes are rendered ones and most of the others hold cutouts, if there
+    are any.
     """
     rng = np.random.default_rng((seed, index))
     size = SCENE_SIZE
+    ingredients = ingredients or Ingredients()
+    if ingredients.rendered and rng.random() < 0.6:
+        return _rendered_scene(rng, ingredients)
+    cutouts = ingredients.cutouts
     base = texture(rng, size, size, random_colour(rng), float(rng.choice([0.2, 0.6, 1.3])))
     canvas = _Canvas(rng, size, base, np.zeros((size, size), np.uint8))
     _add_backdrop(canvas)
@@ -361,6 +407,4 @@ def make_scene(seed: int, index: int, cutouts: Sequence[Path] = ()) -> Scene:
     if rng.random() < 0.2:
         canvas.image = cv2.GaussianBlur(canvas.image, (0, 0), rng.uniform(1.0, 3.5))
         _add_things(canvas)
-    parents = np.zeros(MAX_REGIONS, np.uint8)
-    parents[: len(canvas.parents)] = canvas.parents
-    return Scene(_finish(canvas), canvas.regions, parents)
+    return _finished(canvas)

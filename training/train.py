@@ -3,7 +3,8 @@
     python training/train.py --run DIR                                   # from nothing, through STAGES
     python training/train.py --run OTHER --start DIR/nano.safetensors    # goes on, through LATER_STAGES
 
-A later run has the batch norms folded away, and cutouts in its scenes (see `cutouts`) if they are installed.
+A later run has the batch norms folded away, cutouts in its scenes (see `cutouts`) if they are installed, and, with
+`--rendered DIR`, the scenes that `rendered.py` wrote there.
 It logs to DIR/log.jsonl, keeps DIR/last.pt to resume from (run the same command again), and writes the averaged
 weights to DIR/nano.safetensors. Everything runs at the lowest priority: one single-threaded process for each core,
 that meets the others once a step to average gradients (threads would meet at every operation, and wait for each
@@ -51,6 +52,7 @@ from rerun_loader_sam.engine.nano import (  # noqa: E402
     save_nano,
 )
 from samples import Batch, BatchStream, Stage  # noqa: E402
+from scenes import Ingredients  # noqa: E402
 
 STAGES = (
     Stage(size=128, batch=8, prompts=8, steps=1400, new_scenes=0.5),
@@ -262,7 +264,10 @@ def train_process(rank: int, processes: int, arguments: argparse.Namespace) -> N
     hyper = LATER_HYPERPARAMETERS if arguments.start else Hyperparameters()
     training = Training(folder, arguments.stages, hyper, arguments.seed, processes, start=arguments.start)
     # A first run is to give the same figures wherever it is made.
-    cutouts = cutout_files(arguments.cutouts) if arguments.start else ()
+    ingredients = Ingredients()
+    if arguments.start:
+        rendered = tuple(sorted(arguments.rendered.glob("*.npz"))) if arguments.rendered else ()
+        ingredients = Ingredients(cutout_files(arguments.cutouts), rendered)
     if processes > 1:
         meeting_point = f"file://{folder.resolve()}/meeting_point_{os.getppid()}"
         dist.init_process_group("gloo", init_method=meeting_point, rank=rank, world_size=processes)
@@ -271,7 +276,7 @@ def train_process(rank: int, processes: int, arguments: argparse.Namespace) -> N
         for stage in training.stages
     ]
     loader = torch.utils.data.DataLoader(
-        BatchStream(folder, arguments.seed * 100 + rank, shares, training.step, cutouts=cutouts),
+        BatchStream(folder, arguments.seed * 100 + rank, shares, training.step, ingredients=ingredients),
         batch_size=None,
         num_workers=1,
         prefetch_factor=6,
@@ -321,6 +326,7 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="a checkpoint to begin with")
     parser.add_argument("--steps", help="steps of each stage, with commas between them")
     parser.add_argument("--cutouts", type=Path, default=OPEN_CLIP_ART, help="pictures of things, none if not there")
+    parser.add_argument("--rendered", type=Path, help="folder of rendered scenes")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop, resumably, after this time")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1), help="1 or 2")

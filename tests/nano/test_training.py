@@ -19,7 +19,7 @@ from rerun_loader_sam.engine.checkpoint import load_model
 from rerun_loader_sam.engine.nano import NanoConfig, build_nano, fold_batch_norms, save_nano
 from rerun_loader_sam.models.registry import checkpoint_generator_parameters
 from samples import ancestry, make_sample, right_answers
-from scenes import make_scene
+from scenes import Ingredients, make_scene
 from textures import PHOTO_TEXTURES
 from train import SHIPPED_IMG_SIZE
 
@@ -170,7 +170,7 @@ def test_scenes_hold_cutouts_and_their_parts_belong_to_them(cutouts: Path) -> No
     files = cutout_files(cutouts)
     with_parts = 0
     for index in range(12):
-        scene, again = make_scene(7, index, files), make_scene(7, index, files)
+        scene, again = (make_scene(7, index, Ingredients(files)) for _ in range(2))
         np.testing.assert_array_equal(scene.image, again.image)
         np.testing.assert_array_equal(scene.regions, again.regions)
         whole_of = ancestry(scene.parents)

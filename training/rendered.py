@@ -1,0 +1,293 @@
+"""Make rendered scenes for the training: `python training/rendered.py --out DIR --count 2000`.
+
+Things of `meshes` stand on a table or a floor, in a room or under a sky, lit by lamps and seen by a camera. What
+the drawn scenes lack is here: shading of real bodies, shadows at their feet, reflections, perspective. A file a
+scene, `NUMBER.npz` with the fields of `scenes.Scene`; the same seed and number give the same scene.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from multiprocessing import Pool
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from meshes import FURNITURE, Floats, Material, Mesh, furniture_files, grid_mesh, load_mesh, turned_body
+from rendering import Camera, Ints, Light, World
+from scenes import MAX_REGIONS, MIN_REGION_PX, SCENE_SIZE, Scene, write_scene
+from textures import fractal_noise, random_colour, texture
+
+SUPERSAMPLING = 1.5
+MAX_PARTS = 5
+SMALLEST_SHARE = 0.04
+"""Of the picture that things take; with less, it is taken again from elsewhere."""
+_PART_SHARES = (0.03, 0.85)
+"""Smallest and largest part, as a share of what is seen of its whole."""
+
+
+def _surface(rng: np.random.Generator, strength: float) -> Material:
+    """A material with a texture of its own."""
+    colour = random_colour(rng)
+    colour = colour.mean() + (colour - colour.mean()) * rng.uniform(0, 0.8)
+    image = texture(rng, 384, 384, colour, strength)
+    image = image.mean(2, keepdims=True) + (image - image.mean(2, keepdims=True)) * rng.uniform(0.2, 1)
+    gloss = float(rng.choice([0.0, 0.3, 0.8], p=[0.6, 0.25, 0.15]))
+    return Material(np.ones(3, np.float32), image.clip(0, 255).astype(np.uint8), gloss)
+
+
+def _paint(rng: np.random.Generator) -> Material:
+    """A material of one colour, or with a faint texture."""
+    if rng.random() < 0.35:
+        return _surface(rng, float(rng.choice([0.2, 0.7, 1.3])))
+    colour = (random_colour(rng) / 255) ** 2.2
+    return Material(np.asarray(colour, np.float32), None, float(rng.choice([0.0, 0.3, 0.7, 1.0])))
+
+
+def _plane(
+    corner: Iterable[float], along: Iterable[float], up: Iterable[float], repeat: float, look: Material
+) -> Mesh:
+    a, b = np.meshgrid(np.linspace(0, 1, 3), np.linspace(0, 1, 3), indexing="ij")
+    points = np.array([*corner]) + a[:, :, None] * np.array([*along]) + b[:, :, None] * np.array([*up])
+    return grid_mesh(points.astype(np.float32), (np.stack([a, b], 2) * repeat).astype(np.float32), look)
+
+
+def _turn(yaw: float, pitch: float = 0.0) -> Floats:
+    c, s, d, t = math.cos(yaw), math.sin(yaw), math.cos(pitch), math.sin(pitch)
+    about_y = np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])
+    return np.asarray(about_y @ np.array([[1, 0, 0], [0, d, -t], [0, t, d]]), np.float32)
+
+
+def _recoloured(rng: np.random.Generator, mesh: Mesh) -> Mesh:
+    """Another look for the same shape: its materials tinted, or one of them painted anew."""
+    tint = rng.uniform(0.3, 1.3, 3).astype(np.float32)
+    materials = [replace(m, colour=np.clip(m.colour * tint, 0.01, 0.95)) for m in mesh.materials]
+    if rng.random() < 0.5:
+        number = int(rng.integers(len(materials)))
+        materials[number] = replace(_paint(rng), image=None)
+    return replace(mesh, materials=tuple(materials))
+
+
+def _thing(rng: np.random.Generator, files: tuple[tuple[Path, str], ...]) -> Mesh:
+    """A standing mesh with its largest extent 1."""
+    if files and rng.random() < 0.75:
+        for _ in range(4):
+            mesh = load_mesh(*files[int(rng.integers(len(files)))])
+            if mesh is not None:
+                return _recoloured(rng, mesh) if rng.random() < 0.5 else mesh
+    return turned_body(rng, _paint(rng), _paint(rng))
+
+
+def _rest(mesh: Mesh, linear: Floats, place: tuple[float, float, float]) -> Mesh:
+    """The mesh turned and scaled, its lowest point at the height of `place` (x, y, z)."""
+    lowest = float((mesh.corners @ linear.T)[:, :, 1].min())
+    return mesh.moved(linear, np.array([place[0], place[1] - lowest, place[2]], np.float32))
+
+
+def _place_things(rng: np.random.Generator, files: tuple[tuple[Path, str], ...]) -> tuple[list[Mesh], float]:
+    """Things on the plane y = 0 around the origin, and the radius of the circle that holds them."""
+    count = int(rng.choice([1, 2, 3, 4, 6, 9, 14, 24], p=[0.12, 0.13, 0.15, 0.15, 0.17, 0.14, 0.1, 0.04]))
+    kinds = [_thing(rng, files) for _ in range(int(rng.integers(1, 3)) if rng.random() < 0.25 else count)]
+    sizes = np.exp(rng.normal(0, 0.45, count))
+    radius = 0.62 * math.sqrt(float((sizes**2).sum())) * rng.uniform(0.6, 1.3)
+    placed: list[Mesh] = []
+    circles: list[tuple[float, float, float]] = []
+    lying = rng.random() < 0.2
+    for number in range(count):
+        mesh = kinds[number % len(kinds)]
+        pitch = math.pi / 2 * float(rng.choice([1, -1])) if lying and rng.random() < 0.5 else 0.0
+        linear = (_turn(rng.uniform(0, 2 * math.pi), pitch) * sizes[number]).astype(np.float32)
+        reach = 0.42 * float(np.linalg.norm((mesh.corners @ linear.T)[:, :, [0, 2]], axis=2).max()) * 2
+        for _ in range(25):
+            r, angle = radius * math.sqrt(rng.random()), rng.uniform(0, 2 * math.pi)
+            x, z = (r * math.cos(angle), r * math.sin(angle)) if count > 1 else (0.0, 0.0)
+            if all(math.hypot(x - a, z - b) > reach + c for a, b, c in circles):
+                circles.append((x, z, reach))
+                placed.append(_rest(mesh, linear, (x, 0.0, z)))
+                break
+    if rng.random() < 0.3:
+        # a saucer below, a small thing on top
+        for mesh in [m for m in placed if rng.random() < 0.4][:2]:
+            top = float(mesh.corners[:, :, 1].max())
+            middle = mesh.corners.mean((0, 1))
+            small = float(np.ptp(mesh.corners[:, :, 0])) * rng.uniform(0.3, 0.7)
+            linear = (_turn(rng.uniform(0, 6.3)) * small).astype(np.float32)
+            placed.append(_rest(_thing(rng, files), linear, (float(middle[0]), top, float(middle[2]))))
+    return placed, max(radius, 0.5 * float(sizes.max()))
+
+
+def _surroundings(rng: np.random.Generator) -> Floats:
+    """Light from all directions (64, 128, 3): a sky or a room with some bright windows."""
+    up = np.linspace(1, -1, 64, dtype=np.float32)[:, None, None]
+    colours = [(random_colour(rng) / 255) ** 2.2 for _ in range(3)]
+    sky, level, ground = (0.5 * colour + 0.5 * colour.mean() for colour in colours)
+    if rng.random() < 0.4:
+        sky = np.array([0.25, 0.45, 0.9]) * rng.uniform(0.4, 1.5)
+    blend = np.clip(np.abs(up) * rng.uniform(0.8, 4), 0, 1)
+    light = np.where(up > 0, level + (sky - level) * blend, level + (ground - level) * blend).astype(np.float32)
+    light = np.broadcast_to(light, (64, 128, 3)).copy()
+    light *= np.exp(rng.uniform(0, 0.4) * fractal_noise(rng, 64, 128, 2 ** rng.uniform(1, 4), 0.7))[:, :, None]
+    for _ in range(int(rng.integers(0, 5))):
+        y, x = int(rng.integers(0, 40)), int(rng.integers(0, 120))
+        light[y : y + int(rng.integers(2, 16)), x : x + int(rng.integers(2, 20))] += rng.uniform(0.5, 3)
+    return np.asarray(np.clip(light, 0.01, 5), np.float32)
+
+
+def _lights(rng: np.random.Generator) -> list[Light]:
+    lights = []
+    for _ in range(1 if rng.random() < 0.65 else 2):
+        angle, height = rng.uniform(0, 2 * math.pi), math.radians(rng.uniform(15, 85))
+        direction = np.array(
+            [math.cos(angle) * math.cos(height), math.sin(height), math.sin(angle) * math.cos(height)], np.float32
+        )
+        warmth = np.array([1.0, rng.uniform(0.75, 1), rng.uniform(0.5, 1.1)], np.float32)
+        spread = float(rng.choice([0.01, 0.08, 0.3, 0.7]))
+        lights.append(Light(direction, spread, warmth * np.float32(rng.uniform(0.2, 2.5))))
+    return lights
+
+
+def _backdrop(rng: np.random.Generator, radius: float) -> list[Mesh]:
+    """Floor or table, and walls."""
+    wide = radius * rng.uniform(8, 20)
+    strength = float(rng.choice([0.2, 0.7, 1.3]))
+    planes = []
+    floor_y = 0.0
+    if rng.random() < 0.35:
+        x, z, thick = (*(radius * rng.uniform(1.0, 2.2, 2)), radius * rng.uniform(0.03, 0.25))
+        top = _surface(rng, strength)
+        planes.append(_plane((-x, 0, -z), (2 * x, 0, 0), (0, 0, 2 * z), rng.uniform(0.5, 3), top))
+        planes.append(_plane((-x, -thick, z), (2 * x, 0, 0), (0, thick, 0), 1.0, top))
+        floor_y = -radius * rng.uniform(0.5, 2)
+    floor = _surface(rng, strength)
+    planes.append(
+        _plane(
+            (-wide, floor_y, -wide), (2 * wide, 0, 0), (0, 0, 2 * wide), wide / radius * rng.uniform(0.3, 2), floor
+        )
+    )
+    if rng.random() < 0.55:
+        back = -radius * rng.uniform(1.1, 4)
+        height = radius * rng.uniform(1.5, 12)
+        wall = _surface(rng, float(rng.choice([0.2, 0.7, 1.3])))
+        planes.append(_plane((-wide, floor_y, back), (2 * wide, 0, 0), (0, height, 0), rng.uniform(1, 6), wall))
+        if rng.random() < 0.4:
+            side = radius * rng.uniform(1.1, 3) * rng.choice([-1, 1])
+            other = wall if rng.random() < 0.5 else _surface(rng, 0.7)
+            planes.append(_plane((side, floor_y, back), (0, 0, 2 * wide), (0, height, 0), rng.uniform(1, 6), other))
+        for _ in range(int(rng.integers(0, 4))):
+            w, h = radius * rng.uniform(0.2, 1.2, 2)
+            x, y = rng.uniform(-2, 2) * radius, floor_y + radius * rng.uniform(0.5, 2.5)
+            look = _surface(rng, 1.3)
+            planes.append(_plane((x, y, back + 0.01 * radius), (w, 0, 0), (0, h, 0), 1.0, look))
+    return planes
+
+
+def _camera(rng: np.random.Generator, radius: float, things: list[Mesh]) -> Camera:
+    height = math.radians(float(rng.choice([rng.uniform(2, 20), rng.uniform(15, 50), rng.uniform(45, 88)])))
+    # with walls behind and beside, the picture is taken from the front
+    angle = math.pi / 2 + rng.normal(0, 0.5)
+    view = 2 * math.tan(math.radians(rng.uniform(20, 65)) / 2)
+    top = max(float(mesh.corners[:, :, 1].max()) for mesh in things)
+    extent = max(radius, 0.6 * top) * rng.uniform(0.5, 1.4)
+    distance = 2 * extent / view + radius * 0.3
+    target = np.array([*rng.normal(0, 0.2, 3)]) * radius + (0, top * rng.uniform(0.1, 0.5), 0)
+    toward = np.array([math.cos(angle) * math.cos(height), math.sin(height), math.sin(angle) * math.cos(height)])
+    roll = rng.normal(0, 0.05) if rng.random() < 0.7 else rng.normal(0, 0.3)
+    return Camera(target + toward * distance, target, view, roll)
+
+
+def _developed(rng: np.random.Generator, light: Floats) -> NDArray[np.uint8]:
+    """Exposure, white balance, a lens's shortcomings and a film's curve: linear light to sRGB uint8."""
+    exposure = rng.uniform(0.25, 0.65) / max(float(np.percentile(light.mean(2), rng.uniform(55, 90))), 1e-3)
+    image = light * (exposure * rng.uniform(0.88, 1.12, 3).astype(np.float32))
+    if rng.random() < 0.3:
+        bright = np.maximum(image - 0.9, 0)
+        image = image + cv2.GaussianBlur(bright, (0, 0), image.shape[0] * 0.015) * 0.5
+    image = image / (1 + rng.uniform(0, 0.5) * image)
+    developed: NDArray[np.uint8] = (255 * np.clip(image, 0, 1) ** (1 / 2.2)).astype(np.uint8)
+    return developed
+
+
+def _number_regions(thing: Ints, material: Ints, things: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Regions and their parents: everything a whole, its materials its parts; -1 is the sky, one whole as well."""
+    regions = np.zeros(thing.shape, np.uint8)
+    parents = [0]
+    for number in np.unique(thing):
+        here = thing == number
+        if len(parents) >= MAX_REGIONS - MAX_PARTS:
+            break
+        whole = len(parents)
+        parents.append(whole)
+        regions[here] = whole
+        if not 0 <= number < things:
+            continue
+        total = np.count_nonzero(here)
+        found = sorted((np.count_nonzero(here & (material == m)), int(m)) for m in np.unique(material[here]))[::-1]
+        parts = [m for area, m in found if _PART_SHARES[0] * total < area < _PART_SHARES[1] * total]
+        for part in parts[:MAX_PARTS]:
+            inside = here & (material == part)
+            if np.count_nonzero(inside) >= MIN_REGION_PX:
+                regions[inside] = len(parents)
+                parents.append(whole)
+    table = np.zeros(MAX_REGIONS, np.uint8)
+    table[: len(parents)] = parents
+    return regions, table
+
+
+def render_scene(seed: int, index: int, folder: Path) -> Scene:
+    """Scene number `index` of `seed`, with models of the libraries in `folder` if there are any."""
+    rng = np.random.default_rng((seed, index, 3))
+    things, radius = _place_things(rng, furniture_files(folder))
+    world = World([*things, *_backdrop(rng, radius)], _lights(rng), _surroundings(rng))
+    side = round(SCENE_SIZE * SUPERSAMPLING)
+    for _ in range(4):
+        light, thing, material = world.render(rng, _camera(rng, radius, things), side)
+        if ((thing >= 0) & (thing < len(things))).mean() > SMALLEST_SHARE:
+            break
+    size = (SCENE_SIZE, SCENE_SIZE)
+    image = _developed(rng, cv2.resize(light, size, interpolation=cv2.INTER_AREA))
+    if rng.random() < 0.2:
+        # a lens that is sharp for the things only
+        behind = (thing >= len(things)) | (thing < 0)
+        away = cv2.GaussianBlur(cv2.resize(behind.astype(np.float32), size), (0, 0), 1.0)[:, :, None]
+        blurred = cv2.GaussianBlur(image, (0, 0), rng.uniform(1.5, 6))
+        image = (image * (1 - away) + blurred * away).astype(np.uint8)
+    nearest = [cv2.resize(a, size, interpolation=cv2.INTER_NEAREST) for a in (thing, material)]
+    return Scene(image, *_number_regions(nearest[0], nearest[1], len(things)))
+
+
+def _write(task: tuple[int, int, Path, Path]) -> None:
+    seed, index, furniture, out = task
+    cv2.setNumThreads(1)
+    scene = render_scene(seed, index, furniture)
+    write_scene(out / f"{index:06d}.npz", scene)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--furniture", type=Path, default=FURNITURE, help="folder of .sh3f libraries")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    numbers = range(arguments.first, arguments.first + arguments.count)
+    tasks = [
+        (arguments.seed, number, arguments.furniture, arguments.out)
+        for number in numbers
+        if not (arguments.out / f"{number:06d}.npz").exists()
+    ]
+    with Pool(min(2, os.cpu_count() or 1)) as pool:
+        for _ in pool.imap_unordered(_write, tasks, chunksize=4):
+            pass
+
+
+if __name__ == "__main__":
+    main()
