@@ -64,6 +64,14 @@ class TestOneForAll:
             assert load(photo).returncode == 0
         wait_until(lambda: held_by(pid) == before, lambda: (before, held_by(pid)))
 
+    def test_what_only_the_loader_can_open_is_opened_by_it(self, photos: list[Path]) -> None:
+        assert load(photos[0]).returncode == 0
+        with photos[1].open("rb") as file:
+            outcome = subprocess.run([LOADER, "/dev/stdin"], stdin=file, capture_output=True, timeout=120, check=False)
+        assert (outcome.returncode, outcome.stderr) == (0, b"")
+        assert outcome.stdout.startswith(b"RRF2")
+        assert status()["served_count"] == 1
+
     def test_neither_output_of_a_loader_is_inherited(self, photos: list[Path], start: Start) -> None:
         # Would it be, communicate() would wait for the worker to end.
         assert start(photos[0]).finish()[0] == 0

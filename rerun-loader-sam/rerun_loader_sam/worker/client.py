@@ -38,6 +38,11 @@ def is_supported() -> bool:
     return hasattr(socket, "AF_UNIX") and hasattr(select, "poll")
 
 
+def is_only_here(path: str) -> bool:
+    """Whether `path` means something else to another process: `/dev/stdin`, or a file of a shell's `<`."""
+    return path.startswith(("/dev/", "/proc/"))
+
+
 def connect() -> socket.socket | None:
     """A connection to the worker of this user, if there is one."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
