@@ -216,9 +216,14 @@ def write_pictures(folder: Path, name: str, sam: Sam, parameters: dict[str, Any]
         cv2.imwrite(str(folder / f"{Path(title).stem}_{name}.png"), picture[:, :, ::-1])
 
 
-def load(path: Path) -> tuple[Sam, dict[str, Any]]:
-    """A checkpoint as a model, and the generator settings that it names."""
-    return load_model(path), dataclasses.asdict(checkpoint_generator_parameters(path))
+def load(path: Path) -> tuple[Sam, dict[str, Any], float]:
+    """A checkpoint as a model, the generator settings that it names, and the milliseconds that loading takes."""
+    loads_ms = []
+    for _ in range(7):
+        started = time.perf_counter()
+        sam = load_model(path)
+        loads_ms.append(1000 * (time.perf_counter() - started))
+    return sam, dataclasses.asdict(checkpoint_generator_parameters(path)), float(np.median(loads_ms))
 
 
 def main() -> None:
@@ -233,8 +238,8 @@ def main() -> None:
     scenes = [make_scene(SEED, index) for index in range(arguments.scenes)]
     results = []
     for path in arguments.checkpoints:
-        sam, parameters = load(path)
-        figures = point_figures(sam, scenes) | automatic_figures(sam, parameters, scenes)
+        sam, parameters, load_ms = load(path)
+        figures = {"load_ms": load_ms} | point_figures(sam, scenes) | automatic_figures(sam, parameters, scenes)
         figures |= photograph_figures(sam, parameters)
         results.append({"checkpoint": path.name, "scenes": len(scenes), **figures})
         if arguments.pictures:
