@@ -67,8 +67,8 @@ SHIPPED_IMG_SIZE = 384
 """Input side of the written checkpoint: the size of the last stage, where it is best (benchmarks/quality.py)."""
 GENERATOR_DEFAULTS: dict[str, float | int] = {
     "points_per_side": 24,
-    "pred_iou_thresh": 0.4,
-    "stability_score_thresh": 0.7,
+    "pred_iou_thresh": 0.35,
+    "stability_score_thresh": 0.65,
     "box_nms_thresh": 0.7,
     "min_mask_region_area": 150,
 }
@@ -262,6 +262,8 @@ def train_process(rank: int, processes: int, arguments: argparse.Namespace) -> N
     torch.set_num_threads(1)
     folder: Path = arguments.run
     hyper = LATER_HYPERPARAMETERS if arguments.start else Hyperparameters()
+    scale = arguments.learning_rate
+    hyper = replace(hyper, encoder_lr=hyper.encoder_lr * scale, decoder_lr=hyper.decoder_lr * scale)
     training = Training(folder, arguments.stages, hyper, arguments.seed, processes, start=arguments.start)
     # A first run is to give the same figures wherever it is made.
     ingredients = Ingredients()
@@ -328,6 +330,7 @@ def main() -> None:
     parser.add_argument("--cutouts", type=Path, default=OPEN_CLIP_ART, help="pictures of things, none if not there")
     parser.add_argument("--rendered", type=Path, help="folder of rendered scenes")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop, resumably, after this time")
+    parser.add_argument("--learning-rate", type=float, default=1.0, help="times the usual ones")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1), help="1 or 2")
     arguments = parser.parse_args()
@@ -338,6 +341,7 @@ def main() -> None:
     stages = LATER_STAGES if arguments.start else STAGES
     arguments.stages = staged(stages, arguments.steps) if arguments.steps else list(stages)
     settings = {"stages": [asdict(s) for s in arguments.stages], "seed": arguments.seed}
+    settings |= {"learning_rate": arguments.learning_rate}
     settings |= {"processes": arguments.processes, "start": str(arguments.start)}
     (arguments.run / "settings.json").write_text(json.dumps(settings, indent=1))
     torch.set_num_threads(1)
