@@ -67,7 +67,7 @@ SHIPPED_IMG_SIZE = 384
 """Input side of the written checkpoint: the size of the last stage, where it is best (benchmarks/quality.py)."""
 GENERATOR_DEFAULTS: dict[str, float | int] = {
     "points_per_side": 24,
-    "pred_iou_thresh": 0.35,
+    "pred_iou_thresh": 0.3,
     "stability_score_thresh": 0.65,
     "box_nms_thresh": 0.7,
     "min_mask_region_area": 150,
