@@ -67,7 +67,7 @@ class TestOneForAll:
     def test_what_only_the_loader_can_open_is_opened_by_it(self, photos: list[Path]) -> None:
         assert load(photos[0]).returncode == 0
         with photos[1].open("rb") as file:
-            outcome = subprocess.run([LOADER, "/dev/stdin"], stdin=file, capture_output=True, timeout=120, check=False)
+            outcome = subprocess.run([LOADER, "/dev/stdin"], stdin=file, capture_output=True, timeout=99, check=False)
         assert (outcome.returncode, outcome.stderr) == (0, b"")
         assert outcome.stdout.startswith(b"RRF2")
         assert status()["served_count"] == 1
