@@ -42,6 +42,7 @@ SMALLEST_PX = 256
 OUTLINES = Path(__file__).parent / "photographs.json"
 """Of the main things in `HELD_OUT_PHOTOGRAPHS`: polygons [x, y] and ellipses [x, y, x radius, y radius]."""
 WELL_FOUND_IOU = 0.75
+THRESHOLDS = ("pred_iou_thresh", "stability_score_thresh")
 IOU_THRESHOLDS = np.arange(0.5, 0.96, 0.05)
 HELD_OUT_PHOTOGRAPHS = (
     "astronaut.png",
@@ -233,12 +234,15 @@ def main() -> None:
     parser.add_argument("checkpoints", type=Path, nargs="*", default=[shipped], help="default: the shipped one")
     parser.add_argument("--scenes", type=int, default=24)
     parser.add_argument("--pictures", type=Path, help="folder for pictures of the photographs")
+    for name in THRESHOLDS:
+        parser.add_argument(f"--{name.replace('_', '-')}", type=float, help="for all; default: the checkpoint's own")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     scenes = [make_scene(SEED, index) for index in range(arguments.scenes)]
     results = []
     for path in arguments.checkpoints:
         sam, parameters, load_ms = load(path)
+        parameters |= {name: value for name in THRESHOLDS if (value := getattr(arguments, name)) is not None}
         figures = {"load_ms": load_ms} | point_figures(sam, scenes) | automatic_figures(sam, parameters, scenes)
         figures |= photograph_figures(sam, parameters)
         results.append({"checkpoint": path.name, "scenes": len(scenes), **figures})
