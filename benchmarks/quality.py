@@ -56,6 +56,8 @@ HELD_OUT_PHOTOGRAPHS = (
 """Of scikit-image's; none of them is in training/textures.py."""
 
 Masks = NDArray[np.bool_]
+SegmentedPhotograph = tuple[str, NDArray[Any], list[dict[str, Any]]]
+"""Name, RGB image, and its automatic masks."""
 
 
 def point_prompts(rng: np.random.Generator, scene: Scene) -> list[tuple[int, int, list[NDArray[np.uint8]]]]:
@@ -159,17 +161,15 @@ def drawn(outline: dict[str, list[Any]], shape_hw: tuple[int, int]) -> NDArray[n
     return mask.astype(bool)
 
 
-def photograph_figures(sam: Sam, parameters: dict[str, Any]) -> dict[str, float]:
+def photograph_figures(segmented: list[SegmentedPhotograph]) -> dict[str, float]:
     """Best IoU of an automatic mask with each outlined thing, and the share of things with `WELL_FOUND_IOU`.
 
     Both are means over photographs of the means over their things: 24 coins count as much as one cup and saucer.
     """
-    generator = AutomaticMaskGenerator(sam, **parameters)
     outlines = json.loads(OUTLINES.read_text())
     best, found = [], []
-    for name, image in photographs():
+    for name, image, records in segmented:
         wanted = np.stack([drawn(outline, image.shape[:2]) for outline in outlines[name].values()])
-        records = generator.generate(image)
         masks = [np.asarray(record["segmentation"], bool) for record in records] or [np.zeros(image.shape[:2], bool)]
         iou = pairwise_iou(np.stack(masks), wanted).max(0)
         best.append(iou.mean())
@@ -208,12 +208,11 @@ def photographs() -> list[tuple[str, NDArray[Any]]]:
     return images
 
 
-def write_pictures(folder: Path, name: str, sam: Sam, parameters: dict[str, Any]) -> None:
+def write_pictures(folder: Path, name: str, segmented: list[SegmentedPhotograph]) -> None:
     """PHOTOGRAPH_NAME.png for each photograph: the image beside its automatic masks."""
     folder.mkdir(parents=True, exist_ok=True)
-    generator = AutomaticMaskGenerator(sam, **parameters)
-    for title, image in photographs():
-        picture = np.concatenate([image, overlay(image, generator.generate(image))], 1)
+    for title, image, records in segmented:
+        picture = np.concatenate([image, overlay(image, records)], 1)
         cv2.imwrite(str(folder / f"{Path(title).stem}_{name}.png"), picture[:, :, ::-1])
 
 
@@ -244,10 +243,12 @@ def main() -> None:
         sam, parameters, load_ms = load(path)
         parameters |= {name: value for name in THRESHOLDS if (value := getattr(arguments, name)) is not None}
         figures = {"load_ms": load_ms} | point_figures(sam, scenes) | automatic_figures(sam, parameters, scenes)
-        figures |= photograph_figures(sam, parameters)
+        generator = AutomaticMaskGenerator(sam, **parameters)
+        segmented = [(title, image, generator.generate(image)) for title, image in photographs()]
+        figures |= photograph_figures(segmented)
         results.append({"checkpoint": path.name, "scenes": len(scenes), **figures})
         if arguments.pictures:
-            write_pictures(arguments.pictures, path.stem, sam, parameters)
+            write_pictures(arguments.pictures, path.stem, segmented)
     if arguments.json:
         print(json.dumps(results, indent=1))
         return

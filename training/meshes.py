@@ -42,7 +42,7 @@ class Material:
 class Mesh:
     """Triangles: `corners` and `normals` (F, 3, 3), `uv` (F, 3, 2), `material` (F,) index into `materials`.
 
-    y is up; it stands on y = 0 around x = z = 0, and its largest extent is 1.
+    y is up. A thing that was not moved yet stands on y = 0 around x = z = 0, and its largest extent is 1.
     """
 
     corners: Floats
@@ -75,7 +75,8 @@ def furniture_files(folder: Path) -> tuple[tuple[Path, str], ...]:
     return tuple(found)
 
 
-def _linear(srgb: NDArray[Any]) -> Floats:
+def linear_light(srgb: NDArray[Any]) -> Floats:
+    """sRGB in 0..255, about, as amounts of light in 0..1, float32."""
     return ((srgb.astype(np.float32) / 255) ** 2.2).astype(np.float32)
 
 
@@ -114,7 +115,7 @@ def load_mesh(library: Path, name: str) -> Mesh | None:
         flat = np.zeros((len(part.vertices), 2)) if image is None else part.visual.uv
         uv.append(flat[part.faces])
         index.append(np.full(len(part.faces), len(materials), np.int32))
-        materials.append(Material(_linear(look.diffuse[:3]), image, shine))
+        materials.append(Material(linear_light(look.diffuse[:3]), image, shine))
     if not corners or sum(map(len, corners)) > LARGEST_FACES:
         return None
     mesh = Mesh(
@@ -175,7 +176,7 @@ def join(meshes: list[Mesh]) -> Mesh:
 
 
 def turned_body(rng: np.random.Generator, material: Material, other: Material) -> Mesh:
-    """A plate, bowl, cup with or without drink, handle and saucer, bottle, vase, ball, tin or coin."""
+    """A plate, bowl, cup with or without drink and handle, bottle, vase, ball, tin or coin."""
     kind = str(rng.choice(["plate", "bowl", "cup", "cup", "bottle", "vase", "ball", "tin", "coin", "box"]))
     power = 2.0 if rng.random() < 0.8 else float(rng.choice([3.0, 8.0]))
     t = np.linspace(0, 1, 14)

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from meshes import FURNITURE, Floats, Material, Mesh, furniture_files, grid_mesh, load_mesh, turned_body
+from meshes import FURNITURE, Floats, Material, Mesh, furniture_files, grid_mesh, linear_light, load_mesh, turned_body
 from rendering import Camera, Ints, Light, World
 from scenes import MAX_REGIONS, MIN_REGION_PX, SCENE_SIZE, Scene, write_scene
 from textures import fractal_noise, random_colour, texture
@@ -37,7 +37,8 @@ def _surface(rng: np.random.Generator, strength: float) -> Material:
     colour = random_colour(rng)
     colour = colour.mean() + (colour - colour.mean()) * rng.uniform(0, 0.8)
     image = texture(rng, 384, 384, colour, strength)
-    image = image.mean(2, keepdims=True) + (image - image.mean(2, keepdims=True)) * rng.uniform(0.2, 1)
+    grey = image.mean(2, keepdims=True)
+    image = grey + (image - grey) * rng.uniform(0.2, 1)
     gloss = float(rng.choice([0.0, 0.3, 0.8], p=[0.6, 0.25, 0.15]))
     return Material(np.ones(3, np.float32), image.clip(0, 255).astype(np.uint8), gloss)
 
@@ -46,8 +47,7 @@ def _paint(rng: np.random.Generator) -> Material:
     """A material of one colour, or with a faint texture."""
     if rng.random() < 0.35:
         return _surface(rng, float(rng.choice([0.2, 0.7, 1.3])))
-    colour = (random_colour(rng) / 255) ** 2.2
-    return Material(np.asarray(colour, np.float32), None, float(rng.choice([0.0, 0.3, 0.7, 1.0])))
+    return Material(linear_light(random_colour(rng)), None, float(rng.choice([0.0, 0.3, 0.7, 1.0])))
 
 
 def _plane(
@@ -103,7 +103,7 @@ def _place_things(rng: np.random.Generator, files: tuple[tuple[Path, str], ...])
         mesh = kinds[number % len(kinds)]
         pitch = math.pi / 2 * float(rng.choice([1, -1])) if lying and rng.random() < 0.5 else 0.0
         linear = (_turn(rng.uniform(0, 2 * math.pi), pitch) * sizes[number]).astype(np.float32)
-        reach = 0.42 * float(np.linalg.norm((mesh.corners @ linear.T)[:, :, [0, 2]], axis=2).max()) * 2
+        reach = 0.84 * float(np.linalg.norm((mesh.corners @ linear.T)[:, :, [0, 2]], axis=2).max())
         for _ in range(25):
             r, angle = radius * math.sqrt(rng.random()), rng.uniform(0, 2 * math.pi)
             x, z = (r * math.cos(angle), r * math.sin(angle)) if count > 1 else (0.0, 0.0)
@@ -112,7 +112,7 @@ def _place_things(rng: np.random.Generator, files: tuple[tuple[Path, str], ...])
                 placed.append(_rest(mesh, linear, (x, 0.0, z)))
                 break
     if rng.random() < 0.3:
-        # a saucer below, a small thing on top
+        # small things on top of others
         for mesh in [m for m in placed if rng.random() < 0.4][:2]:
             top = float(mesh.corners[:, :, 1].max())
             middle = mesh.corners.mean((0, 1))
@@ -125,7 +125,7 @@ def _place_things(rng: np.random.Generator, files: tuple[tuple[Path, str], ...])
 def _surroundings(rng: np.random.Generator) -> Floats:
     """Light from all directions (64, 128, 3): a sky or a room with some bright windows."""
     up = np.linspace(1, -1, 64, dtype=np.float32)[:, None, None]
-    colours = [(random_colour(rng) / 255) ** 2.2 for _ in range(3)]
+    colours = [linear_light(random_colour(rng)) for _ in range(3)]
     sky, level, ground = (0.5 * colour + 0.5 * colour.mean() for colour in colours)
     if rng.random() < 0.4:
         sky = np.array([0.25, 0.45, 0.9]) * rng.uniform(0.4, 1.5)
@@ -139,16 +139,20 @@ def _surroundings(rng: np.random.Generator) -> Floats:
     return np.asarray(np.clip(light, 0.01, 5), np.float32)
 
 
+def _direction(angle: float, height: float) -> NDArray[np.float64]:
+    """Of length 1: `angle` around the y axis, `height` above the horizon, in radians."""
+    return np.array([math.cos(angle) * math.cos(height), math.sin(height), math.sin(angle) * math.cos(height)])
+
+
 def _lights(rng: np.random.Generator) -> list[Light]:
     lights = []
     for _ in range(1 if rng.random() < 0.65 else 2):
         angle, height = rng.uniform(0, 2 * math.pi), math.radians(rng.uniform(15, 85))
-        direction = np.array(
-            [math.cos(angle) * math.cos(height), math.sin(height), math.sin(angle) * math.cos(height)], np.float32
-        )
         warmth = np.array([1.0, rng.uniform(0.75, 1), rng.uniform(0.5, 1.1)], np.float32)
         spread = float(rng.choice([0.01, 0.08, 0.3, 0.7]))
-        lights.append(Light(direction, spread, warmth * np.float32(rng.uniform(0.2, 2.5))))
+        lights.append(
+            Light(_direction(angle, height).astype(np.float32), spread, warmth * np.float32(rng.uniform(0.2, 2.5)))
+        )
     return lights
 
 
@@ -196,9 +200,8 @@ def _camera(rng: np.random.Generator, radius: float, things: list[Mesh]) -> Came
     extent = max(radius, 0.6 * top) * rng.uniform(0.5, 1.4)
     distance = 2 * extent / view + radius * 0.3
     target = np.array([*rng.normal(0, 0.2, 3)]) * radius + (0, top * rng.uniform(0.1, 0.5), 0)
-    toward = np.array([math.cos(angle) * math.cos(height), math.sin(height), math.sin(angle) * math.cos(height)])
     roll = rng.normal(0, 0.05) if rng.random() < 0.7 else rng.normal(0, 0.3)
-    return Camera(target + toward * distance, target, view, roll)
+    return Camera(target + _direction(angle, height) * distance, target, view, roll)
 
 
 def _developed(rng: np.random.Generator, light: Floats) -> NDArray[np.uint8]:
@@ -273,15 +276,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--count", type=int, default=2000)
-    parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--furniture", type=Path, default=FURNITURE, help="folder of .sh3f libraries")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    numbers = range(arguments.first, arguments.first + arguments.count)
     tasks = [
         (arguments.seed, number, arguments.furniture, arguments.out)
-        for number in numbers
+        for number in range(arguments.count)
         if not (arguments.out / f"{number:06d}.npz").exists()
     ]
     with Pool(min(2, os.cpu_count() or 1)) as pool:

@@ -12,7 +12,7 @@ from embreex.mesh_construction import TriangleMesh
 from embreex.rtcore_scene import EmbreeScene
 from numpy.typing import NDArray
 
-from meshes import Floats, Material, Mesh
+from meshes import Floats, Mesh, join, linear_light
 
 Ints = NDArray[Any]
 """int32."""
@@ -57,6 +57,18 @@ def _unit(vectors: NDArray[Any]) -> Floats:
     return np.asarray(vectors / length[:, None], np.float32)
 
 
+def _facing(normals: Floats, directions: Floats) -> Floats:
+    """Normals, of length 1, on the side that rays with these directions come from."""
+    unit = _unit(normals)
+    unit *= -np.sign((unit * directions).sum(1, keepdims=True))
+    return unit
+
+
+def _at(corner_values: Floats, u: Floats, v: Floats) -> Floats:
+    """Values at the corners of triangles (N, 3, C), interpolated: (N, C)."""
+    return np.asarray(np.einsum("nk,nkc->nc", np.stack([1 - u - v, u, v], 1), corner_values))
+
+
 def _disturbed(rng: np.random.Generator, directions: Floats, amount: float) -> Floats:
     """Directions within a ball around each: a cosine-weighted half sphere for `amount` 1."""
     ball = _unit(rng.standard_normal(directions.shape, dtype=np.float32))
@@ -72,16 +84,11 @@ class World:
     def __init__(self, meshes: list[Mesh], lights: list[Light], surroundings: Floats) -> None:
         self.lights, self.surroundings = lights, surroundings
         self.ambient = cv2.blur(surroundings, (surroundings.shape[1] // 3, surroundings.shape[0] // 3))
-        self.corners = np.concatenate([mesh.corners for mesh in meshes])
-        self.normals = np.concatenate([mesh.normals for mesh in meshes])
-        self.uv = np.concatenate([mesh.uv for mesh in meshes])
-        offsets = np.cumsum([0, *(len(mesh.materials) for mesh in meshes)])
-        self.material = np.concatenate([m.material + o for m, o in zip(meshes, offsets[:-1], strict=True)])
-        self.materials: list[Material] = [material for mesh in meshes for material in mesh.materials]
+        self.mesh = join(meshes)
         self.thing = np.concatenate([np.full(len(m.corners), i, np.int32) for i, m in enumerate(meshes)])
-        self.gloss = np.array([material.gloss for material in self.materials], np.float32)
+        self.gloss = np.array([material.gloss for material in self.mesh.materials], np.float32)
         self.scene = EmbreeScene()
-        TriangleMesh(self.scene, self.corners)
+        TriangleMesh(self.scene, self.mesh.corners)
 
     def _from_around(self, light: Floats, directions: Floats) -> Floats:
         rows, columns = light.shape[:2]
@@ -90,27 +97,24 @@ class World:
         return np.asarray(light[row, np.minimum((angle * columns).astype(int), columns - 1)])
 
     def _colour(self, faces: Ints, u: Floats, v: Floats) -> Floats:
-        weights = np.stack([1 - u - v, u, v], 1)
-        uv = np.einsum("nk,nkc->nc", weights, self.uv[faces])
-        material = self.material[faces]
-        colour = np.stack([m.colour for m in self.materials])[material]
+        uv = _at(self.mesh.uv[faces], u, v)
+        material = self.mesh.material[faces]
+        colour = np.stack([m.colour for m in self.mesh.materials])[material]
         for number in np.unique(material):
-            image = self.materials[number].image
+            image = self.mesh.materials[number].image
             if image is None:
                 continue
             here = np.nonzero(material == number)[0]
             place = uv[here] % 1.0
             x = np.minimum((place[:, 0] * image.shape[1]).astype(int), image.shape[1] - 1)
             y = np.minimum(((1 - place[:, 1]) * image.shape[0]).astype(int), image.shape[0] - 1)
-            tint = self.materials[number].colour
-            colour[here] = (image[y, x].astype(np.float32) / 255) ** 2.2 * (0.3 + 0.7 * tint)
+            tint = self.mesh.materials[number].colour
+            colour[here] = linear_light(image[y, x]) * (0.3 + 0.7 * tint)
         return np.asarray(colour, np.float32)
 
     def _smooth_normals(self, faces: Ints, u: Floats, v: Floats, flat: Floats, directions: Floats) -> Floats:
-        weights = np.stack([1 - u - v, u, v], 1)
-        smooth = _unit(np.einsum("nk,nkc->nc", weights, self.normals[faces]))
-        flat = _unit(flat)
-        flat *= -np.sign((flat * directions).sum(1, keepdims=True))
+        smooth = _unit(_at(self.mesh.normals[faces], u, v))
+        flat = _facing(flat, directions)
         smooth *= np.sign((smooth * flat).sum(1, keepdims=True))
         odd = (smooth * directions).sum(1) > -0.02  # turned away from who looks at it
         smooth[odd] = flat[odd]
@@ -148,8 +152,7 @@ class World:
         if len(met):
             faces = hits["primID"][met]
             colour = self._colour(faces, hits["u"][met], hits["v"][met])
-            flat = _unit(hits["Ng"][met])
-            flat *= -np.sign((flat * mirrored[met]).sum(1, keepdims=True))
+            flat = _facing(hits["Ng"][met], mirrored[met])
             arriving = self._from_around(self.ambient, flat) * 0.7
             for lamp in self.lights:
                 arriving = arriving + np.maximum(flat @ lamp.direction, 0)[:, None] * lamp.colour * 0.7
@@ -173,12 +176,12 @@ class World:
         arriving = cv2.medianBlur(arriving.reshape(side_px, side_px, 3), 5).reshape(-1, 3)
         light[met] = self._colour(faces, u, v) * arriving[met]
         slope = np.clip(-(normals * directions[met]).sum(1), 0, 1)
-        gloss = self.gloss[self.material[faces]]
+        gloss = self.gloss[self.mesh.material[faces]]
         mirror = gloss * (0.04 + 0.96 * (1 - slope) ** 5) + 0.1 * gloss**2
         shiny = np.nonzero(mirror > 0.015)[0]  # less is not seen
         if len(shiny):
             extra = self._reflected(points[shiny], normals[shiny], directions[met][shiny])
             light[met[shiny]] += mirror[shiny, None] * extra
         thing = np.where(face >= 0, self.thing[face], -1).reshape(side_px, side_px)
-        material = np.where(face >= 0, self.material[face], -1).reshape(side_px, side_px)
-        return light.reshape(side_px, side_px, 3), thing.astype(np.int32), material.astype(np.int32)
+        material = np.where(face >= 0, self.mesh.material[face], -1).reshape(side_px, side_px)
+        return light.reshape(side_px, side_px, 3), thing, material

@@ -371,10 +371,10 @@ def _rendered_scene(rng: np.random.Generator, ingredients: Ingredients) -> Scene
         _add_things(canvas)
     elif ingredients.cutouts and rng.random() < 0.12:
         _add_cutouts(canvas, ingredients.cutouts)
-    return _finished(canvas)
+    return _as_scene(canvas)
 
 
-def _finished(canvas: _Canvas) -> Scene:
+def _as_scene(canvas: _Canvas) -> Scene:
     parents = np.zeros(MAX_REGIONS, np.uint8)
     parents[: len(canvas.parents)] = canvas.parents
     return Scene(_finish(canvas), canvas.regions, parents)
@@ -407,4 +407,4 @@ def make_scene(seed: int, index: int, ingredients: Ingredients | None = None) ->
     if rng.random() < 0.2:
         canvas.image = cv2.GaussianBlur(canvas.image, (0, 0), rng.uniform(1.0, 3.5))
         _add_things(canvas)
-    return _finished(canvas)
+    return _as_scene(canvas)

@@ -15,7 +15,7 @@ from rerun_loader_sam.loader import ERROR, NOT_MINE, say
 from rerun_loader_sam.output import RrdFile, RrdPipe
 from rerun_loader_sam.protocol import Request, add_protocol_arguments, request_from
 from rerun_loader_sam.settings import Settings, load_settings
-from rerun_loader_sam.worker.client import WorkerError, hand_over, is_only_here, is_supported, segment_order
+from rerun_loader_sam.worker.client import WorkerError, can_open, hand_over, segment_order
 
 USAGE = 2
 
@@ -40,7 +40,7 @@ def run(arguments: Sequence[str]) -> int:
         return USAGE
     try:
         settings = load_settings()
-        if settings.worker and is_supported() and not is_only_here(str(command.request.path)):
+        if settings.worker and can_open(str(command.request.path)):
             try:
                 return _run_in_worker(arguments, command)
             except WorkerError:  # what it does can be done here

@@ -33,12 +33,11 @@ def main() -> None:
                 say(f"{arguments[0]} is no image and no folder that holds one; left alone")
             sys.exit(NOT_MINE)
         if _is_for_worker(arguments):
-            from rerun_loader_sam.worker.client import hand_over, is_only_here, is_supported, segment_order
+            from rerun_loader_sam.worker.client import can_open, hand_over, segment_order
 
-            if is_supported() and not is_only_here(arguments[0]):
-                code = hand_over(segment_order(arguments))
-                if code is not None:
-                    sys.exit(code)
+            code = hand_over(segment_order(arguments)) if can_open(arguments[0]) else None
+            if code is not None:
+                sys.exit(code)
 
     from rerun_loader_sam.command import run
 

@@ -38,9 +38,9 @@ def is_supported() -> bool:
     return hasattr(socket, "AF_UNIX") and hasattr(select, "poll")
 
 
-def is_only_here(path: str) -> bool:
-    """Whether `path` means something else to another process: `/dev/stdin`, or a file of a shell's `<`."""
-    return path.startswith(("/dev/", "/proc/"))
+def can_open(path: str) -> bool:
+    """Whether a worker can be asked for `path`: not if that means something else to another process, `/dev/stdin`."""
+    return is_supported() and not path.startswith(("/dev/", "/proc/"))
 
 
 def connect() -> socket.socket | None:
