@@ -1,7 +1,9 @@
 """Drawn things with exact outlines for the synthetic scenes: pictures with an alpha channel from a folder.
 
-Meant for Open Clip Art Library 0.18, which is in the public domain (Debian: `apt install openclipart-png`). Clip art
-has what drawn shapes lack: outlines of real things, and things of many colours that are one whole all the same.
+Meant for Open Clip Art Library 0.18, which is in the public domain (Debian: `apt install openclipart-png`), and for
+Microsoft's Fluent Emoji, under the MIT licence (`npm pack @lobehub/fluent-emoji-3d@1.1.0`, unpacked; its folder
+`assets`). They have what drawn shapes lack: outlines of real things, and things of many colours that are one whole
+all the same; the emoji are shaded like bodies, too.
 """
 
 from __future__ import annotations
@@ -25,11 +27,17 @@ Bytes = NDArray[Any]
 OPEN_CLIP_ART = Path("/usr/share/openclipart/png")
 LEFT_OUT = ("shapes", "icons", "flags", "special", "signs_and_symbols", "aiga-symbols", "roadsigns", "cards", "logos")
 """Folders of Open Clip Art Library with signs rather than things, and with what people hold rights in."""
+EMOJI_OF_THINGS = ((0x1F300, 0x1F4FF), (0x1F573, 0x1F64F), (0x1F680, 0x1F6FF), (0x1F900, 0x1FAFF))
+"""First and last code points of emoji that are not mostly signs, letters and clocks; flags are not among them."""
+SKIN_TONES = (0x1F3FB, 0x1F3FF)
+"""Emoji with these code points repeat others in another colour."""
 
 MAX_SIDE = 256
 MAX_PARTS = 5
 _PART_SHARES = (0.03, 0.8)
 """Smallest and largest part, as a share of its whole."""
+_EDGE = 18
+"""Change of a colour from one pixel to the next that is an edge of a shaded picture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +54,16 @@ class PlacedCutout:
 
 @cache
 def cutout_files(folder: Path) -> tuple[Path, ...]:
-    """Pictures below `folder`, in a fixed order; empty if there is no such folder."""
-    return tuple(path for path in sorted(folder.rglob("*.png")) if not set(path.parts) & set(LEFT_OUT))
+    """Pictures below `folder`, in a fixed order; empty if there is no such folder. PNG is clip art, WebP is emoji."""
+    clip_art = [path for path in sorted(folder.rglob("*.png")) if not set(path.parts) & set(LEFT_OUT)]
+    return (*clip_art, *(path for path in sorted(folder.rglob("*.webp")) if _is_emoji_of_a_thing(path)))
+
+
+def _is_emoji_of_a_thing(path: Path) -> bool:
+    """Whether a file, named by its code points (`1f469-200d-1f680.webp`), shows a thing that no other file shows."""
+    points = [int(point, 16) for point in path.stem.split("-")]
+    again = any(SKIN_TONES[0] <= point <= SKIN_TONES[1] for point in points)
+    return not again and any(first <= points[0] <= last for first, last in EMOJI_OF_THINGS)
 
 
 def _read(path: Path) -> tuple[Bytes, FloatMap] | None:
@@ -70,10 +86,21 @@ def _read(path: Path) -> tuple[Bytes, FloatMap] | None:
     return (flat / np.maximum(alpha, 1e-3)[:, :, None]).clip(0, 255).astype(np.uint8), alpha
 
 
-def _parts(colours: Bytes, inside: NDArray[np.bool_]) -> Bytes:
-    """Connected areas of about one colour, the largest ones, numbered from 1; (h, w) uint8."""
+def _colour_codes(colours: Bytes, inside: NDArray[np.bool_]) -> Bytes:
+    """(h, w) uint8: 0 outside, elsewhere equal for about equal colours."""
     coarse: Bytes = np.right_shift(cv2.medianBlur(colours, 5), 6)
-    codes = np.where(inside, 1 + coarse[:, :, 0] * 16 + coarse[:, :, 1] * 4 + coarse[:, :, 2], 0).astype(np.uint8)
+    return np.where(inside, 1 + coarse[:, :, 0] * 16 + coarse[:, :, 1] * 4 + coarse[:, :, 2], 0).astype(np.uint8)
+
+
+def _smooth_codes(colours: Bytes, inside: NDArray[np.bool_]) -> Bytes:
+    """(h, w) uint8: 1 where a shaded picture has no edge, 0 elsewhere and outside."""
+    even = cv2.medianBlur(colours, 5)
+    change: Bytes = cv2.morphologyEx(even, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)).max(2)
+    return (inside & (change < _EDGE)).astype(np.uint8)
+
+
+def _parts(codes: Bytes, inside: NDArray[np.bool_]) -> Bytes:
+    """Connected areas of one code over 0, the largest ones, numbered from 1; (h, w) uint8."""
     total = np.count_nonzero(inside)
     found: list[tuple[int, NDArray[np.bool_]]] = []
     for code in np.unique(codes[codes > 0]):
@@ -83,7 +110,7 @@ def _parts(colours: Bytes, inside: NDArray[np.bool_]) -> Bytes:
             if _PART_SHARES[0] * total < area < _PART_SHARES[1] * total:
                 found.append((area, labels == label))
     found.sort(key=lambda pair: -pair[0])
-    parts: Bytes = np.zeros(colours.shape[:2], np.uint8)
+    parts: Bytes = np.zeros(codes.shape, np.uint8)
     for number, (_, mask) in enumerate(found[:MAX_PARTS], start=1):
         parts[mask] = number
     rest = inside & (parts == 0)
@@ -133,7 +160,9 @@ def place_cutout(
     colours, alpha = read
     parts = np.zeros(alpha.shape, np.uint8)
     if rng.random() < 0.6:
-        parts = _parts(colours, alpha > 0.5)
+        inside = alpha > 0.5
+        codes = _smooth_codes(colours, inside) if path.suffix == ".webp" else _colour_codes(colours, inside)
+        parts = _parts(codes, inside)
     height, width = alpha.shape
     stretch = math.exp(rng.normal(0, 0.12))
     scale = 2 * radius / math.sqrt(height * width)

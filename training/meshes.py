@@ -175,9 +175,9 @@ def join(meshes: list[Mesh]) -> Mesh:
     )
 
 
-def turned_body(rng: np.random.Generator, material: Material, other: Material) -> Mesh:
-    """A plate, bowl, cup with or without drink and handle, bottle, vase, ball, tin or coin."""
-    kind = str(rng.choice(["plate", "bowl", "cup", "cup", "bottle", "vase", "ball", "tin", "coin", "box"]))
+def turned_body(rng: np.random.Generator, material: Material, other: Material, *, kind: str | None = None) -> Mesh:
+    """A plate, bowl, cup (often with handle or drink), bottle, vase, ball, tin, coin or box; `kind`: which one."""
+    kind = kind or str(rng.choice(["plate", "bowl", "cup", "cup", "bottle", "vase", "ball", "tin", "coin", "box"]))
     power = 2.0 if rng.random() < 0.8 else float(rng.choice([3.0, 8.0]))
     t = np.linspace(0, 1, 14)
     if kind == "ball":

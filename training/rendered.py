@@ -19,10 +19,22 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from meshes import FURNITURE, Floats, Material, Mesh, furniture_files, grid_mesh, linear_light, load_mesh, turned_body
+from meshes import (
+    FURNITURE,
+    Floats,
+    Material,
+    Mesh,
+    furniture_files,
+    grid_mesh,
+    join,
+    linear_light,
+    load_mesh,
+    turned_body,
+)
 from rendering import Camera, Ints, Light, World
 from scenes import MAX_REGIONS, MIN_REGION_PX, SCENE_SIZE, Scene, write_scene
-from textures import fractal_noise, random_colour, texture
+from surroundings import painted, panorama_files, photographed
+from textures import random_colour, texture
 
 SUPERSAMPLING = 1.5
 MAX_PARTS = 5
@@ -81,7 +93,27 @@ def _thing(rng: np.random.Generator, files: tuple[tuple[Path, str], ...]) -> Mes
             mesh = load_mesh(*files[int(rng.integers(len(files)))])
             if mesh is not None:
                 return _recoloured(rng, mesh) if rng.random() < 0.5 else mesh
-    return turned_body(rng, _paint(rng), _paint(rng))
+    material = _paint(rng)
+    body = turned_body(rng, material, _paint(rng))
+    return _on_a_saucer(rng, body, material) if rng.random() < 0.2 else body
+
+
+def _on_a_saucer(rng: np.random.Generator, body: Mesh, material: Material) -> Mesh:
+    """A thing and the plate it stands on, often of one set: one whole and its parts."""
+    of_a_set = material if rng.random() < 0.6 else _paint(rng)
+    plate = turned_body(rng, of_a_set, of_a_set, kind="plate")
+    size = np.float32(rng.uniform(0.4, 0.75))
+    lifted = np.array([0, 0.03, 0], np.float32)
+    return join([plate, body.moved(np.eye(3, dtype=np.float32) * size, lifted)])
+
+
+def _camouflaged(rng: np.random.Generator, mesh: Mesh, ground: Material) -> Mesh:
+    """The mesh in about the colour of what it stands on."""
+    colour = ground.colour if ground.image is None else linear_light(ground.image.mean((0, 1)))
+    tint = rng.uniform(0.8, 1.25) * rng.uniform(0.92, 1.08, (len(mesh.materials), 3))
+    similar = [np.clip(colour * t, 0.01, 0.95).astype(np.float32) for t in tint]
+    looks = zip(mesh.materials, similar, strict=True)
+    return replace(mesh, materials=tuple(replace(m, colour=c, image=None) for m, c in looks))
 
 
 def _rest(mesh: Mesh, linear: Floats, place: tuple[float, float, float]) -> Mesh:
@@ -122,23 +154,6 @@ def _place_things(rng: np.random.Generator, files: tuple[tuple[Path, str], ...])
     return placed, max(radius, 0.5 * float(sizes.max()))
 
 
-def _surroundings(rng: np.random.Generator) -> Floats:
-    """Light from all directions (64, 128, 3): a sky or a room with some bright windows."""
-    up = np.linspace(1, -1, 64, dtype=np.float32)[:, None, None]
-    colours = [linear_light(random_colour(rng)) for _ in range(3)]
-    sky, level, ground = (0.5 * colour + 0.5 * colour.mean() for colour in colours)
-    if rng.random() < 0.4:
-        sky = np.array([0.25, 0.45, 0.9]) * rng.uniform(0.4, 1.5)
-    blend = np.clip(np.abs(up) * rng.uniform(0.8, 4), 0, 1)
-    light = np.where(up > 0, level + (sky - level) * blend, level + (ground - level) * blend).astype(np.float32)
-    light = np.broadcast_to(light, (64, 128, 3)).copy()
-    light *= np.exp(rng.uniform(0, 0.4) * fractal_noise(rng, 64, 128, 2 ** rng.uniform(1, 4), 0.7))[:, :, None]
-    for _ in range(int(rng.integers(0, 5))):
-        y, x = int(rng.integers(0, 40)), int(rng.integers(0, 120))
-        light[y : y + int(rng.integers(2, 16)), x : x + int(rng.integers(2, 20))] += rng.uniform(0.5, 3)
-    return np.asarray(np.clip(light, 0.01, 5), np.float32)
-
-
 def _direction(angle: float, height: float) -> NDArray[np.float64]:
     """Of length 1: `angle` around the y axis, `height` above the horizon, in radians."""
     return np.array([math.cos(angle) * math.cos(height), math.sin(height), math.sin(angle) * math.cos(height)])
@@ -156,8 +171,8 @@ def _lights(rng: np.random.Generator) -> list[Light]:
     return lights
 
 
-def _backdrop(rng: np.random.Generator, radius: float) -> list[Mesh]:
-    """Floor or table, and walls."""
+def _backdrop(rng: np.random.Generator, radius: float, *, outside: bool) -> list[Mesh]:
+    """Floor or table, and walls; first what the things stand on. `outside` there are fewer of them."""
     wide = radius * rng.uniform(8, 20)
     strength = float(rng.choice([0.2, 0.7, 1.3]))
     planes = []
@@ -168,13 +183,15 @@ def _backdrop(rng: np.random.Generator, radius: float) -> list[Mesh]:
         planes.append(_plane((-x, 0, -z), (2 * x, 0, 0), (0, 0, 2 * z), rng.uniform(0.5, 3), top))
         planes.append(_plane((-x, -thick, z), (2 * x, 0, 0), (0, thick, 0), 1.0, top))
         floor_y = -radius * rng.uniform(0.5, 2)
+        if outside:
+            return planes
     floor = _surface(rng, strength)
     planes.append(
         _plane(
             (-wide, floor_y, -wide), (2 * wide, 0, 0), (0, 0, 2 * wide), wide / radius * rng.uniform(0.3, 2), floor
         )
     )
-    if rng.random() < 0.55:
+    if rng.random() < (0.2 if outside else 0.55):
         back = -radius * rng.uniform(1.1, 4)
         height = radius * rng.uniform(1.5, 12)
         wall = _surface(rng, float(rng.choice([0.2, 0.7, 1.3])))
@@ -197,9 +214,17 @@ def _camera(rng: np.random.Generator, radius: float, things: list[Mesh]) -> Came
     angle = math.pi / 2 + rng.normal(0, 0.5)
     view = 2 * math.tan(math.radians(rng.uniform(20, 65)) / 2)
     top = max(float(mesh.corners[:, :, 1].max()) for mesh in things)
-    extent = max(radius, 0.6 * top) * rng.uniform(0.5, 1.4)
-    distance = 2 * extent / view + radius * 0.3
-    target = np.array([*rng.normal(0, 0.2, 3)]) * radius + (0, top * rng.uniform(0.1, 0.5), 0)
+    if rng.random() < 0.35:
+        # one of them fills the picture
+        near = things[int(rng.integers(len(things)))].corners
+        low, high = near.min((0, 1)), near.max((0, 1))
+        extent = 0.5 * float((high - low).max()) * rng.uniform(0.8, 1.6)
+        target = (low + high) / 2 + rng.normal(0, 0.25, 3) * extent
+        distance = 2 * extent / view + extent * 0.5
+    else:
+        extent = max(radius, 0.6 * top) * rng.uniform(0.5, 1.4)
+        distance = 2 * extent / view + radius * 0.3
+        target = np.array([*rng.normal(0, 0.2, 3)]) * radius + (0, top * rng.uniform(0.1, 0.5), 0)
     roll = rng.normal(0, 0.05) if rng.random() < 0.7 else rng.normal(0, 0.3)
     return Camera(target + _direction(angle, height) * distance, target, view, roll)
 
@@ -242,11 +267,19 @@ def _number_regions(thing: Ints, material: Ints, things: int) -> tuple[NDArray[n
     return regions, table
 
 
-def render_scene(seed: int, index: int, folder: Path) -> Scene:
-    """Scene number `index` of `seed`, with models of the libraries in `folder` if there are any."""
+def render_scene(seed: int, index: int, furniture: Path, panoramas: Path | None = None) -> Scene:
+    """Scene number `index` of `seed`, with models of the libraries in `furniture` if there are any.
+
+    With a folder of `panoramas` (see `surroundings`) two in five scenes stand before one, in its light.
+    """
     rng = np.random.default_rng((seed, index, 3))
-    things, radius = _place_things(rng, furniture_files(folder))
-    world = World([*things, *_backdrop(rng, radius)], _lights(rng), _surroundings(rng))
+    things, radius = _place_things(rng, furniture_files(furniture))
+    outside = panoramas is not None and rng.random() < 0.4
+    planes = _backdrop(rng, radius, outside=outside)
+    if rng.random() < 0.3:
+        things = [_camouflaged(rng, m, planes[0].materials[0]) if rng.random() < 0.4 else m for m in things]
+    around = photographed(rng, panorama_files(panoramas)) if outside and panoramas else painted(rng)
+    world = World([*things, *planes], _lights(rng), around)
     side = round(SCENE_SIZE * SUPERSAMPLING)
     for _ in range(4):
         light, thing, material = world.render(rng, _camera(rng, radius, things), side)
@@ -264,10 +297,10 @@ def render_scene(seed: int, index: int, folder: Path) -> Scene:
     return Scene(image, *_number_regions(nearest[0], nearest[1], len(things)))
 
 
-def _write(task: tuple[int, int, Path, Path]) -> None:
-    seed, index, furniture, out = task
+def _write(task: tuple[int, int, Path, Path | None, Path]) -> None:
+    seed, index, furniture, panoramas, out = task
     cv2.setNumThreads(1)
-    scene = render_scene(seed, index, furniture)
+    scene = render_scene(seed, index, furniture, panoramas)
     write_scene(out / f"{index:06d}.npz", scene)
 
 
@@ -278,10 +311,11 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--furniture", type=Path, default=FURNITURE, help="folder of .sh3f libraries")
+    parser.add_argument("--panoramas", type=Path, help="folder of .exr.js panoramas, see surroundings.py")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     tasks = [
-        (arguments.seed, number, arguments.furniture, arguments.out)
+        (arguments.seed, number, arguments.furniture, arguments.panoramas, arguments.out)
         for number in range(arguments.count)
         if not (arguments.out / f"{number:06d}.npz").exists()
     ]

@@ -19,6 +19,8 @@ Bytes = NDArray[Any]
 """uint8; OpenCV's type hints do not tell dtypes."""
 
 LEVELS = 3
+SMALLEST_VIEW = 0.7
+"""Pixels of a scene for each of the image: with less than 1 things are larger and softer, as in many photographs."""
 PAD_COLOUR = (124, 116, 104)
 """Mean colour, so that padding is zero after normalisation, as in `Sam.preprocess`."""
 
@@ -56,7 +58,7 @@ class Batch:
 
 def random_view(rng: np.random.Generator, scene: Scene, size: int) -> tuple[Bytes, Bytes, tuple[int, int]]:
     """A random crop of a scene, turned, recoloured, and padded like SAM's input: image, regions, (height, width)."""
-    longest = int(rng.integers(min(SCENE_SIZE, max(size, 224)), SCENE_SIZE + 1))
+    longest = int(rng.integers(min(SCENE_SIZE, max(int(SMALLEST_VIEW * size), 224)), SCENE_SIZE + 1))
     shortest = longest if rng.random() < 0.5 else int(longest * rng.uniform(0.55, 1))
     height, width = (longest, shortest) if rng.random() < 0.4 else (shortest, longest)
     y, x = rng.integers(SCENE_SIZE - height + 1), rng.integers(SCENE_SIZE - width + 1)

@@ -369,7 +369,7 @@ def _rendered_scene(rng: np.random.Generator, ingredients: Ingredients) -> Scene
     canvas = _Canvas(rng, SCENE_SIZE, scene.image.astype(np.float32), scene.regions, parents)
     if rng.random() < 0.12:
         _add_things(canvas)
-    elif ingredients.cutouts and rng.random() < 0.12:
+    elif ingredients.cutouts and rng.random() < 0.2:
         _add_cutouts(canvas, ingredients.cutouts)
     return _as_scene(canvas)
 

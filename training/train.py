@@ -269,7 +269,8 @@ def train_process(rank: int, processes: int, arguments: argparse.Namespace) -> N
     ingredients = Ingredients()
     if arguments.start:
         rendered = tuple(sorted(arguments.rendered.glob("*.npz"))) if arguments.rendered else ()
-        ingredients = Ingredients(cutout_files(arguments.cutouts), rendered)
+        cutouts = tuple(file for folder in arguments.cutouts for file in cutout_files(folder))
+        ingredients = Ingredients(cutouts, rendered)
     if processes > 1:
         meeting_point = f"file://{folder.resolve()}/meeting_point_{os.getppid()}"
         dist.init_process_group("gloo", init_method=meeting_point, rank=rank, world_size=processes)
@@ -327,7 +328,9 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="folder for log, checkpoints and scenes")
     parser.add_argument("--start", type=Path, help="a checkpoint to begin with")
     parser.add_argument("--steps", help="steps of each stage, with commas between them")
-    parser.add_argument("--cutouts", type=Path, default=OPEN_CLIP_ART, help="pictures of things, none if not there")
+    parser.add_argument(
+        "--cutouts", type=Path, nargs="+", default=[OPEN_CLIP_ART], help="folders of pictures of things, if there"
+    )
     parser.add_argument("--rendered", type=Path, help="folder of rendered scenes")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop, resumably, after this time")
     parser.add_argument("--learning-rate", type=float, default=1.0, help="times the usual ones")

@@ -1,5 +1,6 @@
 """The rendered scenes of the training: exact labels, light from where it comes, models from a library."""
 
+import base64
 import subprocess
 import sys
 import zipfile
@@ -7,12 +8,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import OpenEXR
 import pytest
 
 from meshes import Material, Mesh, furniture_files, grid_mesh, load_mesh, turned_body
 from rendered import render_scene
 from rendering import Camera, Light, World
 from scenes import Ingredients, make_scene, read_scene
+from surroundings import BRIGHTEST, panorama_files, photographed
 
 ROOT = Path(__file__).resolve().parents[2]
 WHITE = Material(np.ones(3, np.float32), None, 0.0)
@@ -63,6 +66,21 @@ def furniture(tmp_path: Path) -> Path:
         library.writestr("box/cube.obj", CUBE)
         library.writestr("box/cube.mtl", LOOKS)
         library.writestr("box/stripes.png", cv2.imencode(".png", stripes)[1].tobytes())
+    return folder
+
+
+@pytest.fixture
+def panoramas(tmp_path: Path) -> Path:
+    """A folder with one panorama as in @pmndrs/assets: bright blue above the horizon, dark red below, and a sun."""
+    light = np.zeros((64, 128, 3), np.float32)
+    light[:32], light[32:] = (0.2, 0.4, 2.0), (0.2, 0.0, 0.0)
+    light[4, 50] = 20_000
+    exr = tmp_path / "sky.exr"
+    OpenEXR.File({"type": OpenEXR.scanlineimage}, {"RGB": OpenEXR.Channel(light)}).write(str(exr))
+    folder = tmp_path / "panoramas"
+    folder.mkdir()
+    encoded = base64.b64encode(exr.read_bytes()).decode()
+    (folder / "sky.exr.js").write_text(f'export default "data:application/octet-stream;base64,{encoded}"')
     return folder
 
 
@@ -125,14 +143,29 @@ def test_turned_bodies_stand_and_are_finite(seed: int) -> None:
     assert np.ptp(mesh.corners, axis=(0, 1)).max() == pytest.approx(1, abs=1e-5)
 
 
-def test_a_scene_is_the_same_again_and_its_parts_belong_to_it(furniture: Path, tmp_path: Path) -> None:
+def test_a_panorama_is_seen_behind_the_things_and_lights_them(panoramas: Path) -> None:
+    light = photographed(np.random.default_rng(3), panorama_files(panoramas))
+    assert light.max() <= BRIGHTEST
+    camera = Camera(np.array([0, 0, 4.0]), np.zeros(3), view=2.0)
+    seen, thing, _ = World([ball(1.0)], [], light).render(np.random.default_rng(0), camera, 100)
+    assert thing[5, 50] == thing[95, 50] == -1
+    above, below = seen[5, 50], seen[95, 50]
+    assert above[2] > 3 * above[0]
+    assert below[0] > 10 * below[2]
+    top, bottom = (seen[thing == 0].reshape(-1, 3)[part] for part in (slice(0, 50), slice(-50, None)))
+    assert top.mean() > 2 * bottom.mean()
+
+
+def test_a_scene_is_the_same_again_and_its_parts_belong_to_it(
+    furniture: Path, panoramas: Path, tmp_path: Path
+) -> None:
     command = [sys.executable, "training/rendered.py", "--out", str(tmp_path / "out"), "--count", "2"]
-    command += ["--furniture", str(furniture), "--seed", "4"]
+    command += ["--furniture", str(furniture), "--panoramas", str(panoramas), "--seed", "4"]
     subprocess.run(command, cwd=ROOT, check=True, timeout=120)
     paths = sorted((tmp_path / "out").iterdir())
     assert [path.name for path in paths] == ["000000.npz", "000001.npz"]
     for index, path in enumerate(paths):
-        written, made = read_scene(path), render_scene(4, index, furniture)
+        written, made = read_scene(path), render_scene(4, index, furniture, panoramas)
         np.testing.assert_array_equal(written.image, made.image)
         np.testing.assert_array_equal(written.regions, made.regions)
         np.testing.assert_array_equal(written.parents, made.parents)

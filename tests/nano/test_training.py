@@ -166,6 +166,22 @@ def test_a_cutout_is_placed_with_its_outline_and_its_parts(cutouts: Path) -> Non
     assert n_parts == {0, 2}
 
 
+def test_emoji_of_things_are_cutouts_whose_parts_end_at_edges_and_not_in_their_shading(tmp_path: Path) -> None:
+    y, x = np.mgrid[:200, :200]
+    picture = np.zeros((200, 200, 4), np.uint8)
+    inside = np.hypot(x - 100, y - 100) < 90
+    shade = (60 + 0.7 * y)[:, :, None]
+    picture[inside] = np.concatenate(
+        [np.where((x < 100)[:, :, None], (0, 0, 1), (1, 0, 0)) * shade, shade * 0 + 255], 2
+    )[inside].astype(np.uint8)
+    for name in ("1f344", "1f469-1f3fd-200d-1f680", "1f1e9-1f1ea", "0023-20e3", "1f550"):
+        cv2.imwrite(str(tmp_path / f"{name}.webp"), picture, [cv2.IMWRITE_WEBP_QUALITY, 101])
+    assert [path.name for path in cutout_files(tmp_path)] == ["1f344.webp"]
+    placed = [place_cutout(np.random.default_rng(s), tmp_path / "1f344.webp", 256, (128, 128), 60) for s in range(8)]
+    n_parts = {int(p.parts.max()) for p in placed if p is not None}
+    assert n_parts == {0, 2}
+
+
 def test_scenes_hold_cutouts_and_their_parts_belong_to_them(cutouts: Path) -> None:
     files = cutout_files(cutouts)
     with_parts = 0
