@@ -268,7 +268,7 @@ def train_process(rank: int, processes: int, arguments: argparse.Namespace) -> N
     # A first run is to give the same figures wherever it is made.
     ingredients = Ingredients()
     if arguments.start:
-        rendered = tuple(sorted(arguments.rendered.glob("*.npz"))) if arguments.rendered else ()
+        rendered = tuple(file for folder in arguments.rendered for file in sorted(folder.glob("*.npz")))
         cutouts = tuple(file for folder in arguments.cutouts for file in cutout_files(folder))
         ingredients = Ingredients(cutouts, rendered)
     if processes > 1:
@@ -331,7 +331,7 @@ def main() -> None:
     parser.add_argument(
         "--cutouts", type=Path, nargs="+", default=[OPEN_CLIP_ART], help="folders of pictures of things, if there"
     )
-    parser.add_argument("--rendered", type=Path, help="folder of rendered scenes")
+    parser.add_argument("--rendered", type=Path, nargs="+", default=[], help="folders of rendered scenes")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop, resumably, after this time")
     parser.add_argument("--learning-rate", type=float, default=1.0, help="times the usual ones")
     parser.add_argument("--seed", type=int, default=1)

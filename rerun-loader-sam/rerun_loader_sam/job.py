@@ -21,7 +21,7 @@ from rerun_loader_sam.protocol import Request
 from rerun_loader_sam.recording import contents
 from rerun_loader_sam.recording.stream import Recording, printable
 from rerun_loader_sam.results import Result, ResultCache
-from rerun_loader_sam.segmenter import LoadedModel, Stream
+from rerun_loader_sam.segmenter import LoadedModel, Preview, Stream
 from rerun_loader_sam.settings import Settings
 from rerun_loader_sam.sniff import iter_images
 from rerun_loader_sam.stamp import FileStamp, file_stamp
@@ -227,13 +227,23 @@ class Job:
         n_drawn = 0
         reported = began = time.monotonic()
         draw_after_s = FIRST_MASKS_AFTER_S
+        preview_note = ""
         if not self._segmenter.is_free:
             self._log(step, contents.WAITS)
-        for event in self._segmenter.stream(lambda: self._pixels(shown)):
+        # Nobody watches one image of a folder, and each preview makes the next ones wait.
+        with_preview = self._shows_masks_so_far and not self._request.location.is_dir()
+        for event in self._segmenter.stream(lambda: self._pixels(shown), with_preview=with_preview):
             if isinstance(event, LoadedModel):
                 model = event
                 self._introduce(step, model)
                 self._log(step, f"Segmenting with {model.chosen.name} on {model.device}")
+                continue
+            if isinstance(event, Preview):
+                self._log(
+                    step, f"Preview: {len(event.masks)} masks by {event.model_name}, until there are better ones"
+                )
+                self._draw_so_far(step, event.masks, shown)
+                n_drawn, preview_note = len(event.masks), f" (shown: preview by {event.model_name})"
                 continue
             if event.stage == "done":
                 masks = event.masks
@@ -242,9 +252,9 @@ class Job:
             now = time.monotonic()
             if now - reported >= PROGRESS_EVERY_S:
                 reported = now
-                self._log(step, f"{_progress_text(event, len(so_far))}, {now - started:.0f} s")
+                self._log(step, f"{_progress_text(event, len(so_far))}, {now - started:.0f} s{preview_note}")
             if self._shows_masks_so_far and now - began >= draw_after_s and len(so_far) > n_drawn:
-                draw_after_s, n_drawn = 2 * (now - began), len(so_far)
+                draw_after_s, n_drawn, preview_note = 2 * (now - began), len(so_far), ""
                 self._draw_so_far(step, so_far, shown)
         if model is None:
             raise RuntimeError("the segmenter named no model")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rerun_loader_sam.errors import UserError
 from rerun_loader_sam.modeling import import_modeling
-from rerun_loader_sam.models.choose import ChosenModel, choose_model
+from rerun_loader_sam.models.choose import ChosenModel, choose_model, choose_preview_model
 from rerun_loader_sam.settings import Settings
 from rerun_loader_sam.stamp import FileStamp, file_stamp
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rerun_loader_sam.engine.generator import AutomaticMaskGenerator, Progress
     from rerun_loader_sam.masks import Mask
 
+_PREVIEW_POINTS_PER_SIDE = 16
 ReadImage = Callable[[], NDArray[np.uint8]]
 """Gives an image (H, W, 3), uint8, when it is needed: images that wait need no memory."""
 
@@ -35,6 +36,14 @@ class LoadedModel:
     """Of the checkpoint."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Preview:
+    """Masks of a small model, to look at until the one that was asked for has some."""
+
+    model_name: str
+    masks: list[Mask]
+
+
 class Stream(Protocol):
     """What a job needs of a segmenter, wherever that is."""
 
@@ -42,10 +51,11 @@ class Stream(Protocol):
     def is_free(self) -> bool:
         """Whether an image that is asked for now is segmented at once."""
 
-    def stream(self, read_rgb: ReadImage) -> Generator[LoadedModel | Progress]:
+    def stream(self, read_rgb: ReadImage, *, with_preview: bool) -> Generator[LoadedModel | Preview | Progress]:
         """Segment an image when its turn comes: first the model that does it, then how far it is.
 
-        Closing the iterator ends the work. Raises what `read_rgb` does, and UserError where there is no model.
+        With a large model on a CPU a preview comes between them, if it is wanted. Closing the iterator ends the
+        work. Raises what `read_rgb` does, and UserError where there is no model.
         """
 
 
@@ -66,11 +76,15 @@ class Segmenter:
         self.loaded: LoadedModel | None = None
         self._generator: AutomaticMaskGenerator | None = None
 
-    def stream(self, read_rgb: ReadImage) -> Generator[LoadedModel | Progress]:
+    def stream(self, read_rgb: ReadImage, *, with_preview: bool) -> Generator[LoadedModel | Preview | Progress]:
         """See `Stream`."""
         with self._turn():
-            yield self.prepare()
-            yield from self.segment(read_rgb())
+            model = self.prepare()
+            yield model
+            rgb = read_rgb()
+            if with_preview and (preview := self._preview(model, rgb)):
+                yield preview
+            yield from self.segment(rgb)
 
     def prepare(self) -> LoadedModel:
         """Choose and load the model, unless it is loaded. Raises UserError where that is not possible."""
@@ -101,6 +115,23 @@ class Segmenter:
         else:
             self.loaded = dataclasses.replace(self.loaded, chosen=chosen)
         return self.loaded
+
+    def _preview(self, model: LoadedModel, rgb: NDArray[np.uint8]) -> Preview | None:
+        small = choose_preview_model(model.device, model.stamp.size_bytes)
+        if small is None:
+            return None
+        from rerun_loader_sam.engine.checkpoint import load_model
+        from rerun_loader_sam.engine.generator import AutomaticMaskGenerator
+
+        # Loaded each time: that takes some hundredths of a second, for something that is rarely asked for.
+        parameters = small.generator_parameters | {"points_per_side": _PREVIEW_POINTS_PER_SIDE}
+        generator = AutomaticMaskGenerator(
+            load_model(small.path, model.device),
+            strategy="adaptive",
+            **parameters,  # type: ignore[arg-type]  # the names and types of GeneratorParameters
+        )
+        *_, last = generator.iterate(rgb)
+        return Preview(small.name, last.masks)
 
     def segment(self, rgb: NDArray[np.uint8]) -> Iterator[Progress]:
         """Segment an image (H, W, 3), uint8; see `AutomaticMaskGenerator.iterate`. After `prepare` only."""

@@ -8,7 +8,7 @@ from checkpoint_files import put_official
 
 from rerun_loader_sam.errors import UserError
 from rerun_loader_sam.models import store
-from rerun_loader_sam.models.choose import choose_model
+from rerun_loader_sam.models.choose import choose_model, choose_preview_model
 from rerun_loader_sam.models.registry import NANO, OFFICIAL
 from rerun_loader_sam.settings import Settings, load_settings
 
@@ -139,3 +139,14 @@ def test_the_setting_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch)
     chosen = choose_model(load_settings(), "cpu")
     assert chosen.to_fetch is not None
     assert chosen.to_fetch.url == "https://mirror.example/sam_vit_l_0b3195.pth"
+
+
+@pytest.mark.parametrize(
+    ("device", "megabytes", "expected"),
+    [("cpu", 375, "nano"), ("mps", 375, "nano"), ("cuda:0", 375, None), ("cpu", 6, None)],
+)
+def test_a_preview_is_for_large_models_where_they_take_long(
+    device: str, megabytes: int, expected: str | None
+) -> None:
+    chosen = choose_preview_model(device, megabytes * 1_000_000)
+    assert (chosen and chosen.name) == expected

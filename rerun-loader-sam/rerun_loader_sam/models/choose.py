@@ -22,6 +22,8 @@ from rerun_loader_sam.settings import Settings
 _BEST_FIRST_CUDA = ("vit_h", "vit_l", "vit_b")
 _BEST_FIRST = ("vit_b", "vit_l", "vit_h")
 _FETCHED_BY_DEFAULT = "vit_b"
+# Smaller checkpoints are no slower than it takes to look at their preview.
+_LARGE_CHECKPOINT_BYTES = 100_000_000
 _CHECKPOINT_SUFFIXES = (".pth", ".pt", ".safetensors")
 
 
@@ -68,6 +70,13 @@ def choose_model(settings: Settings, device: str) -> ChosenModel:
             return _chosen(entry, path_found, "the one that was set")
         return _fallback(settings, device, entry)
     return _chosen(entry, _shipped(), "the one that was set")
+
+
+def choose_preview_model(device: str, checkpoint_bytes: int) -> ChosenModel | None:
+    """The model for a first look while a checkpoint of this size works: nano, where that takes long, else None."""
+    if device.startswith("cuda") or checkpoint_bytes < _LARGE_CHECKPOINT_BYTES:
+        return None
+    return _chosen(NANO, _shipped(), "for a first look while a large model works")
 
 
 def _auto(device: str) -> ChosenModel | None:

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Generator
 from typing import TYPE_CHECKING
 
-from rerun_loader_sam.segmenter import LoadedModel, ReadImage, Segmenter
+from rerun_loader_sam.segmenter import LoadedModel, Preview, ReadImage, Segmenter
 from rerun_loader_sam.worker.connection import Connection, GoneError
 
 if TYPE_CHECKING:
@@ -30,9 +30,10 @@ _QUIET_AT_MOST_S = 5.0
 class _Task:
     """One image. `events` holds what the segmenter yields, then None or what it raised."""
 
-    def __init__(self, read_rgb: ReadImage) -> None:
+    def __init__(self, read_rgb: ReadImage, *, with_preview: bool) -> None:
         self.read_rgb = read_rgb
-        self.events: queue.SimpleQueue[LoadedModel | Progress | BaseException | None] = queue.SimpleQueue()
+        self.with_preview = with_preview
+        self.events: queue.SimpleQueue[LoadedModel | Preview | Progress | BaseException | None] = queue.SimpleQueue()
         self.is_cancelled = False
 
 
@@ -150,7 +151,7 @@ class EngineQueue:
     def _work(self, task: _Task) -> None:
         outcome: BaseException | None = None
         is_first = self._segmenter.loaded is None
-        events = self._segmenter.stream(task.read_rgb)
+        events = self._segmenter.stream(task.read_rgb, with_preview=task.with_preview)
         try:
             for event in events:
                 # The first event is the loaded model. What happens before, the import of torch for one, must
@@ -197,9 +198,9 @@ class QueuedSegmenter:
         """See `EngineQueue.is_free_for`."""
         return self._engine.is_free_for(self._connection)
 
-    def stream(self, read_rgb: ReadImage) -> Generator[LoadedModel | Progress]:
+    def stream(self, read_rgb: ReadImage, *, with_preview: bool) -> Generator[LoadedModel | Preview | Progress]:
         """See `Segmenter.stream`. Raises GoneError as soon as the loader is gone."""
-        task = _Task(read_rgb)
+        task = _Task(read_rgb, with_preview=with_preview)
         with self._connection.on_cancel(lambda: self._engine.cancel(task)):
             self._engine.put(task)
             self._engine.end_showing(self._connection)
