@@ -3,7 +3,8 @@
 On synthetic scenes that no training saw (fixed seed): the best of three masks for a point prompt, average recall
 and precision of automatic masks, and how far predicted IoU is from real IoU. On photographs that no training saw:
 how well the automatic masks fit the outlines that were drawn by hand around their main things (photographs.json),
-and pictures to look at.
+and pictures to look at. The settings of nano were chosen with some of them (`photograph_...`), without the others
+(`unseen_...`).
 Prints a table, or JSON with `--json`.
 """
 
@@ -40,7 +41,7 @@ POINTS_PER_SCENE = 16
 SMALLEST_PX = 256
 """A thousandth of a scene; smaller regions are not asked for."""
 OUTLINES = Path(__file__).parent / "photographs.json"
-"""Of the main things in `HELD_OUT_PHOTOGRAPHS`: polygons [x, y] and ellipses [x, y, x radius, y radius]."""
+"""Of the main things in all photographs: polygons [x, y] and ellipses [x, y, x radius, y radius]."""
 WELL_FOUND_IOU = 0.75
 THRESHOLDS = ("pred_iou_thresh", "stability_score_thresh")
 IOU_THRESHOLDS = np.arange(0.5, 0.96, 0.05)
@@ -54,6 +55,8 @@ HELD_OUT_PHOTOGRAPHS = (
     "rocket.jpg",
 )
 """Of scikit-image's; none of them is in training/textures.py."""
+UNSEEN_PHOTOGRAPHS = Path(__file__).parent / "photographs"
+"""A folder of others, that had no say in anything."""
 
 Masks = NDArray[np.bool_]
 SegmentedPhotograph = tuple[str, NDArray[Any], list[dict[str, Any]]]
@@ -161,7 +164,7 @@ def drawn(outline: dict[str, list[Any]], shape_hw: tuple[int, int]) -> NDArray[n
     return mask.astype(bool)
 
 
-def photograph_figures(segmented: list[SegmentedPhotograph]) -> dict[str, float]:
+def photograph_figures(segmented: list[SegmentedPhotograph], kind: str) -> dict[str, float]:
     """Best IoU of an automatic mask with each outlined thing, and the share of things with `WELL_FOUND_IOU`.
 
     Both are means over photographs of the means over their things: 24 coins count as much as one cup and saucer.
@@ -174,7 +177,7 @@ def photograph_figures(segmented: list[SegmentedPhotograph]) -> dict[str, float]
         iou = pairwise_iou(np.stack(masks), wanted).max(0)
         best.append(iou.mean())
         found.append((iou >= WELL_FOUND_IOU).mean())
-    return {"photograph_iou": float(np.mean(best)), "photograph_well_found": float(np.mean(found))}
+    return {f"{kind}_iou": float(np.mean(best)), f"{kind}_well_found": float(np.mean(found))}
 
 
 def overlay(image: NDArray[np.uint8], records: list[dict[str, Any]]) -> NDArray[np.uint8]:
@@ -193,19 +196,22 @@ def overlay(image: NDArray[np.uint8], records: list[dict[str, Any]]) -> NDArray[
     return shown.astype(np.uint8)
 
 
-def photographs() -> list[tuple[str, NDArray[Any]]]:
-    """Name and RGB image of each of `HELD_OUT_PHOTOGRAPHS`."""
+def photographs() -> dict[str, list[tuple[str, NDArray[Any]]]]:
+    """Name and RGB image of each of `HELD_OUT_PHOTOGRAPHS` (`photograph`) and `UNSEEN_PHOTOGRAPHS` (`unseen`)."""
     import skimage
 
     folder = Path(skimage.__file__).parent / "data"
-    paths = [folder / name for name in HELD_OUT_PHOTOGRAPHS]
-    images = []
-    for path in paths:
-        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        if image is None:
-            raise FileNotFoundError(path)
-        images.append((path.name, np.ascontiguousarray(image[:, :, ::-1])))
-    return images
+    return {
+        "photograph": [_read_photograph(folder / name) for name in HELD_OUT_PHOTOGRAPHS],
+        "unseen": [_read_photograph(path) for path in sorted(UNSEEN_PHOTOGRAPHS.glob("*.jpg"))],
+    }
+
+
+def _read_photograph(path: Path) -> tuple[str, NDArray[Any]]:
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise FileNotFoundError(path)
+    return path.name, np.ascontiguousarray(image[:, :, ::-1])
 
 
 def write_pictures(folder: Path, name: str, segmented: list[SegmentedPhotograph]) -> None:
@@ -244,11 +250,12 @@ def main() -> None:
         parameters |= {name: value for name in THRESHOLDS if (value := getattr(arguments, name)) is not None}
         figures = {"load_ms": load_ms} | point_figures(sam, scenes) | automatic_figures(sam, parameters, scenes)
         generator = AutomaticMaskGenerator(sam, **parameters)
-        segmented = [(title, image, generator.generate(image)) for title, image in photographs()]
-        figures |= photograph_figures(segmented)
+        for kind, images in photographs().items():
+            segmented = [(title, image, generator.generate(image)) for title, image in images]
+            figures |= photograph_figures(segmented, kind)
+            if arguments.pictures:
+                write_pictures(arguments.pictures, path.stem, segmented)
         results.append({"checkpoint": path.name, "scenes": len(scenes), **figures})
-        if arguments.pictures:
-            write_pictures(arguments.pictures, path.stem, segmented)
     if arguments.json:
         print(json.dumps(results, indent=1))
         return
