@@ -92,10 +92,13 @@ class Hyperparameters:
     weight_decay: float = 0.02
     box_share: float = 0.12
     average: float = 0.998
+    predicted_iou_weight: float = 1.0
 
 
-LATER_HYPERPARAMETERS = Hyperparameters(encoder_lr=6e-4, decoder_lr=3e-4, warmup=100, decay=0.6)
-"""For a start from a checkpoint."""
+LATER_HYPERPARAMETERS = Hyperparameters(
+    encoder_lr=6e-4, decoder_lr=3e-4, warmup=100, decay=0.6, predicted_iou_weight=3.0
+)
+"""For a start from a checkpoint: many right masks are there then, and it is their predicted IoU that tells them."""
 
 
 class Training:
@@ -213,7 +216,7 @@ class Training:
             None if ambiguous else batch.boxes,
         )
         result = prompt_losses(logits, predicted, batch.targets.flatten(0, 1), batch.valid.flatten(0, 1), ambiguous)
-        loss = result.mask + result.predicted_iou + 0.5 * likeness + border
+        loss = result.mask + hyper.predicted_iou_weight * result.predicted_iou + 0.5 * likeness + border
         self.optimiser.zero_grad()
         loss.backward()
         if self.processes > 1:
