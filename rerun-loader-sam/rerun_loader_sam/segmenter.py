@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from rerun_loader_sam.engine.generator import AutomaticMaskGenerator, Progress
     from rerun_loader_sam.masks import Mask
 
+# Fewer than nano's own: the preview shall be there in two seconds.
 _PREVIEW_POINTS_PER_SIDE = 16
+
 ReadImage = Callable[[], NDArray[np.uint8]]
 """Gives an image (H, W, 3), uint8, when it is needed: images that wait need no memory."""
 
