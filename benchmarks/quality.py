@@ -244,13 +244,14 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     scenes = [make_scene(SEED, index) for index in range(arguments.scenes)]
+    all_photographs = photographs()
     results = []
     for path in arguments.checkpoints:
         sam, parameters, load_ms = load(path)
         parameters |= {name: value for name in THRESHOLDS if (value := getattr(arguments, name)) is not None}
         figures = {"load_ms": load_ms} | point_figures(sam, scenes) | automatic_figures(sam, parameters, scenes)
         generator = AutomaticMaskGenerator(sam, **parameters)
-        for kind, images in photographs().items():
+        for kind, images in all_photographs.items():
             segmented = [(title, image, generator.generate(image)) for title, image in images]
             figures |= photograph_figures(segmented, kind)
             if arguments.pictures:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
@@ -92,9 +93,7 @@ class Segmenter:
         """Choose and load the model, unless it is loaded. Raises UserError where that is not possible."""
         # torch takes seconds to import: only here, when the image is on its way to the viewer already.
         import_modeling()
-        from rerun_loader_sam.engine.checkpoint import load_model
         from rerun_loader_sam.engine.device import choose_device
-        from rerun_loader_sam.engine.generator import AutomaticMaskGenerator
 
         device = choose_device(self._settings.device)
         chosen = choose_model(self._settings, device)
@@ -108,11 +107,7 @@ class Segmenter:
             strategy: Literal["exhaustive", "adaptive"] = (
                 "exhaustive" if self._settings.strategy == "exhaustive" else "adaptive"
             )
-            self._generator = AutomaticMaskGenerator(
-                load_model(chosen.path, device),
-                strategy=strategy,
-                **parameters,  # type: ignore[arg-type]  # the names and types of GeneratorParameters
-            )
+            self._generator = _load_generator(chosen.path, device, strategy, parameters)
             self.loaded = LoadedModel(chosen, device, parameters | {"strategy": strategy}, stamp)
         else:
             self.loaded = dataclasses.replace(self.loaded, chosen=chosen)
@@ -122,24 +117,32 @@ class Segmenter:
         small = choose_preview_model(model.device, model.stamp.size_bytes)
         if small is None:
             return None
-        from rerun_loader_sam.engine.checkpoint import load_model
-        from rerun_loader_sam.engine.generator import AutomaticMaskGenerator
-
         # Loaded each time: that takes some hundredths of a second, for something that is rarely asked for.
         parameters = small.generator_parameters | {"points_per_side": _PREVIEW_POINTS_PER_SIDE}
-        generator = AutomaticMaskGenerator(
-            load_model(small.path, model.device),
-            strategy="adaptive",
-            **parameters,  # type: ignore[arg-type]  # the names and types of GeneratorParameters
-        )
-        *_, last = generator.iterate(rgb)
-        return Preview(small.name, last.masks)
+        generator = _load_generator(small.path, model.device, "adaptive", parameters)
+        masks: list[Mask] = []
+        for progress in generator.iterate(rgb):  # one after the other: together they would keep every candidate
+            masks = progress.masks
+        return Preview(small.name, masks)
 
     def segment(self, rgb: NDArray[np.uint8]) -> Iterator[Progress]:
         """Segment an image (H, W, 3), uint8; see `AutomaticMaskGenerator.iterate`. After `prepare` only."""
         if self._generator is None:
             raise RuntimeError("segment() before prepare()")
         return self._generator.iterate(rgb)
+
+
+def _load_generator(
+    path: Path, device: str, strategy: Literal["exhaustive", "adaptive"], parameters: dict[str, int | float]
+) -> AutomaticMaskGenerator:
+    from rerun_loader_sam.engine.checkpoint import load_model
+    from rerun_loader_sam.engine.generator import AutomaticMaskGenerator
+
+    return AutomaticMaskGenerator(
+        load_model(path, device),
+        strategy=strategy,
+        **parameters,  # type: ignore[arg-type]  # the names and types of GeneratorParameters
+    )
 
 
 class RememberingSegmenter(Segmenter):
