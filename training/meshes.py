@@ -58,7 +58,8 @@ class Mesh:
         return replace(self, corners=self.corners @ linear.T + shift, normals=normals)
 
 
-def _standing(mesh: Mesh) -> Mesh:
+def standing(mesh: Mesh) -> Mesh:
+    """The mesh as a thing that was not moved yet, see `Mesh`."""
     low, high = mesh.corners.min((0, 1)), mesh.corners.max((0, 1))
     middle = (low + high) / 2
     base = np.array([middle[0], low[1], middle[2]], np.float32)
@@ -127,7 +128,7 @@ def load_mesh(library: Path, name: str) -> Mesh | None:
     )
     if not all(np.isfinite(a).all() for a in (mesh.corners, mesh.normals, mesh.uv)) or np.ptp(mesh.corners) == 0:
         return None
-    return _standing(mesh)
+    return standing(mesh)
 
 
 def grid_mesh(points: Floats, uv: Floats, material: Material) -> Mesh:
@@ -184,7 +185,7 @@ def turned_body(rng: np.random.Generator, material: Material, other: Material, *
         angle = np.linspace(-math.pi / 2, math.pi / 2, 24)
         squash = rng.uniform(0.7, 1.1)
         dent = 1 + rng.uniform(0, 0.12) * np.cos(angle * 3)
-        return _standing(_turned(list(np.cos(angle) * dent), list(np.sin(angle) * squash), material, 2))
+        return standing(_turned(list(np.cos(angle) * dent), list(np.sin(angle) * squash), material, 2))
     if kind in {"tin", "coin", "box"}:
         height = rng.uniform(0.02, 0.15) if kind == "coin" else rng.uniform(0.2, 4)
         power = 20.0 if kind == "box" else power
@@ -192,7 +193,7 @@ def turned_body(rng: np.random.Generator, material: Material, other: Material, *
         side = _turned([1 - edge, 1, 1, 1 - edge], [0, edge, height - edge, height], material, power)
         lid = other if rng.random() < 0.5 and kind != "coin" else material
         top = _turned([1 - edge, 0.9, 0.5, 0], [height, height - 0.003, height - 0.003, height], lid, power)
-        return _standing(join([side, top]))
+        return standing(join([side, top]))
     if kind in {"bottle", "vase"}:
         bumps = sum(rng.normal(0, 0.5 / k) * np.sin(t * k * 3 + rng.uniform(0, 6)) for k in range(1, 4))
         radii = np.clip(0.6 + 0.45 * np.asarray(bumps), 0.12, 1.5)
@@ -202,12 +203,12 @@ def turned_body(rng: np.random.Generator, material: Material, other: Material, *
         height = float(rng.uniform(1.5, 4))
         body = _turned([0.0, *radii, radii[-1] * 0.8], [0, *(t * height), height * 0.9], material, power)
         if rng.random() < 0.5:
-            return _standing(body)
+            return standing(body)
         low, high = sorted(rng.uniform(0.1, 0.9, 2))
         label = (t >= low) & (t <= high)
         if kind == "vase" or label.sum() < 2:
-            return _standing(body)
-        return _standing(join([body, _turned(list(radii[label] * 1.01), list(t[label] * height), other, power)]))
+            return standing(body)
+        return standing(join([body, _turned(list(radii[label] * 1.01), list(t[label] * height), other, power)]))
     # open vessels: up outside, over the rim, down inside
     height = {"plate": rng.uniform(0.08, 0.25), "bowl": rng.uniform(0.4, 0.9), "cup": rng.uniform(0.8, 2)}[kind]
     base = rng.uniform(0.4, 0.95) if kind == "cup" else rng.uniform(0.3, 0.6)
@@ -225,4 +226,4 @@ def turned_body(rng: np.random.Generator, material: Material, other: Material, *
     if kind == "cup" and rng.random() < 0.7:
         size = height * rng.uniform(0.22, 0.35)
         parts.append(_handle(material, float(outside[7]) - 0.05, height * 0.5, size, rng.uniform(0.05, 0.12)))
-    return _standing(join(parts))
+    return standing(join(parts))

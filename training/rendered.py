@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from grown import grown_body
 from meshes import (
     FURNITURE,
     Floats,
@@ -88,14 +89,45 @@ def _recoloured(rng: np.random.Generator, mesh: Mesh) -> Mesh:
 
 def _thing(rng: np.random.Generator, files: tuple[tuple[Path, str], ...]) -> Mesh:
     """A standing mesh with its largest extent 1."""
+    if rng.random() < 0.3:
+        return grown_body(rng, _looks(rng))
     if files and rng.random() < 0.75:
         for _ in range(4):
             mesh = load_mesh(*files[int(rng.integers(len(files)))])
             if mesh is not None:
                 return _recoloured(rng, mesh) if rng.random() < 0.5 else mesh
     material = _paint(rng)
+    if rng.random() < 0.2:
+        return _filled_bowl(rng, material)
     body = turned_body(rng, material, _paint(rng))
     return _on_a_saucer(rng, body, material) if rng.random() < 0.2 else body
+
+
+def _looks(rng: np.random.Generator) -> list[Material]:
+    """Five for a grown body, some of them alike."""
+    looks = [_surface(rng, float(rng.choice([0.3, 0.8, 1.5]))) for _ in range(2)]
+    looks += [_paint(rng) for _ in range(3)]
+    return [looks[0] if number and rng.random() < 0.35 else look for number, look in enumerate(looks)]
+
+
+def _filled_bowl(rng: np.random.Generator, material: Material) -> Mesh:
+    """A bowl or a plate with one to six fruits or balls in it: one whole and its parts."""
+    deep = rng.random() < 0.7
+    vessel = turned_body(rng, material, material, kind="bowl" if deep else "plate")
+    count = int(rng.integers(1, 7))
+    size = rng.uniform(0.3, 0.5) if count == 1 else rng.uniform(0.2, 0.33)
+    held = [vessel]
+    looks = _looks(rng)
+    for number in range(count):
+        looks = looks if rng.random() < 0.5 else _looks(rng)
+        grows = rng.random() < 0.7
+        fruit = grown_body(rng, looks, kind="fruit") if grows else turned_body(rng, *looks[:2], kind="ball")
+        angle = 2 * math.pi * number / count + rng.normal(0, 0.15)
+        reach = 0.0 if count == 1 else 0.22
+        place = (reach * math.cos(angle), rng.uniform(0.04, 0.15 if deep else 0.05), reach * math.sin(angle))
+        linear = (_turn(rng.uniform(0, 6.3), rng.normal(0, 0.5)) * size * rng.uniform(0.8, 1.2)).astype(np.float32)
+        held.append(_rest(fruit, linear, place))
+    return join(held)
 
 
 def _on_a_saucer(rng: np.random.Generator, body: Mesh, material: Material) -> Mesh:
@@ -214,7 +246,7 @@ def _camera(rng: np.random.Generator, radius: float, things: list[Mesh]) -> Came
     angle = math.pi / 2 + rng.normal(0, 0.5)
     view = 2 * math.tan(math.radians(rng.uniform(20, 65)) / 2)
     top = max(float(mesh.corners[:, :, 1].max()) for mesh in things)
-    if rng.random() < 0.35:
+    if rng.random() < 0.5:
         # one of them fills the picture
         near = things[int(rng.integers(len(things)))].corners
         low, high = near.min((0, 1)), near.max((0, 1))
