@@ -116,6 +116,7 @@ class Training:
         processes: int,
         *,
         start: Path | None = None,
+        compiled: bool = False,
     ) -> None:
         torch.manual_seed(seed)
         self.processes = processes
@@ -127,6 +128,11 @@ class Training:
             self.sam = build_nano(self.config)
             self.sam.load_state_dict(load_file(start))
         self.sam.image_encoder.to(memory_format=torch.channels_last)
+        self.encode, self.decode, self.losses = self.sam.image_encoder.forward, decode_prompts, prompt_losses
+        if compiled:
+            self.encode = torch.compile(self.encode, dynamic=False)
+            self.decode = torch.compile(self.decode, dynamic=False)
+            self.losses = torch.compile(self.losses, dynamic=False)
         self.help = DenseHelp(self.config.embed_dim)
         encoder = [*self.sam.image_encoder.parameters(), *self.help.parameters()]
         decoder = [*self.sam.prompt_encoder.parameters(), *self.sam.mask_decoder.parameters()]
@@ -207,15 +213,15 @@ class Training:
         self.sam.prompt_encoder.input_image_size = (images.shape[2], images.shape[3])
         # the fused kernel costs more than it saves on the few positions of small images
         with torch.autocast("cpu", torch.bfloat16, enabled=HALF_PRODUCTS), sdpa_kernel(SDPBackend.MATH):
-            embeddings = self.sam.image_encoder(images)
+            embeddings = self.encode(images)
         likeness, border = self.help(embeddings.float(), batch.regions, batch.wholes)
-        logits, predicted = decode_prompts(
+        logits, predicted = self.decode(
             self.sam,
             embeddings.bfloat16() if HALF_PRODUCTS else embeddings,
             batch.points if ambiguous else None,
             None if ambiguous else batch.boxes,
         )
-        result = prompt_losses(logits, predicted, batch.targets.flatten(0, 1), batch.valid.flatten(0, 1), ambiguous)
+        result = self.losses(logits, predicted, batch.targets.flatten(0, 1), batch.valid.flatten(0, 1), ambiguous)
         loss = result.mask + hyper.predicted_iou_weight * result.predicted_iou + 0.5 * likeness + border
         self.optimiser.zero_grad()
         loss.backward()
@@ -267,7 +273,8 @@ def train_process(rank: int, processes: int, arguments: argparse.Namespace) -> N
     hyper = LATER_HYPERPARAMETERS if arguments.start else Hyperparameters()
     scale = arguments.learning_rate
     hyper = replace(hyper, encoder_lr=hyper.encoder_lr * scale, decoder_lr=hyper.decoder_lr * scale)
-    training = Training(folder, arguments.stages, hyper, arguments.seed, processes, start=arguments.start)
+    stages, seed = arguments.stages, arguments.seed
+    training = Training(folder, stages, hyper, seed, processes, start=arguments.start, compiled=arguments.compile)
     # A first run is to give the same figures wherever it is made.
     ingredients = Ingredients()
     if arguments.start:
@@ -282,7 +289,7 @@ def train_process(rank: int, processes: int, arguments: argparse.Namespace) -> N
         for stage in training.stages
     ]
     loader = torch.utils.data.DataLoader(
-        BatchStream(folder, arguments.seed * 100 + rank, shares, training.step, ingredients=ingredients),
+        BatchStream(folder, seed * 100 + rank, shares, training.step, ingredients=ingredients),
         batch_size=None,
         num_workers=1,
         prefetch_factor=6,
@@ -337,6 +344,9 @@ def main() -> None:
     parser.add_argument("--rendered", type=Path, nargs="+", default=[], help="folders of rendered scenes")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop, resumably, after this time")
     parser.add_argument("--learning-rate", type=float, default=1.0, help="times the usual ones")
+    parser.add_argument(
+        "--compile", action="store_true", help="the model first: a minute or two, then a third less time a step"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1), help="1 or 2")
     arguments = parser.parse_args()
