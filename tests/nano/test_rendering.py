@@ -10,7 +10,9 @@ import cv2
 import numpy as np
 import OpenEXR
 import pytest
+import trimesh
 
+from grown import grown_body
 from meshes import Material, Mesh, furniture_files, grid_mesh, load_mesh, turned_body
 from rendered import render_scene
 from rendering import Camera, Light, World
@@ -141,6 +143,20 @@ def test_turned_bodies_stand_and_are_finite(seed: int) -> None:
     assert np.isfinite(mesh.normals).all()
     assert mesh.corners[:, :, 1].min() == pytest.approx(0, abs=1e-6)
     assert np.ptp(mesh.corners, axis=(0, 1)).max() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["animal", "person", "bust", "cushion", "fruit"])
+@pytest.mark.parametrize("seed", range(4))
+def test_grown_bodies_stand_and_are_closed(kind: str, seed: int) -> None:
+    mesh = grown_body(np.random.default_rng(seed), [WHITE] * 5, kind=kind)
+    assert np.isfinite(mesh.normals).all()
+    assert mesh.corners[:, :, 1].min() == pytest.approx(0, abs=1e-6)
+    assert np.ptp(mesh.corners, axis=(0, 1)).max() == pytest.approx(1, abs=1e-5)
+    surface = trimesh.Trimesh(mesh.corners.reshape(-1, 3), np.arange(mesh.corners.size // 3).reshape(-1, 3))
+    surface.merge_vertices(digits_vertex=6)
+    _, triangles = np.unique(np.sort(surface.edges, axis=1), axis=0, return_counts=True)
+    assert (triangles % 2 == 0).all(), "no edge of only one: the grid cuts nothing off"
+    assert {0, 1} <= set(mesh.material) or kind in {"cushion", "fruit"}
 
 
 def test_a_panorama_is_seen_behind_the_things_and_lights_them(panoramas: Path) -> None:
