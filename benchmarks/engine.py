@@ -20,11 +20,15 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rerun_loader_sam.allocator import engine_env
 from rerun_loader_sam.masks import decode_rle
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import Sam
 
 RUNS = ("upstream", "upstream+allocator", "exhaustive", "exhaustive+allocator", "adaptive", "adaptive+allocator")
 MATCHING_IOU = 0.9
@@ -205,7 +209,7 @@ def resident_mb() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def random_vit_b() -> object:
+def random_vit_b() -> "Sam":
     """Sam's vit_b with random weights, spread so that masks are blobs of all sizes and not noise around 0."""
     import torch
     from segment_anything.build_sam import build_sam_vit_b

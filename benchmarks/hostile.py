@@ -21,6 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rerun_loader_sam import sniff
 from rerun_loader_sam.errors import UserError
@@ -111,7 +112,7 @@ def try_kind(name: str, inputs: int, opens: int, folder: Path) -> Kind:
     reading = subprocess.run(command, capture_output=True, text=True, check=False)
     if reading.returncode:
         faults.append(f"reading ended with {reading.returncode}: {reading.stderr.strip()[-200:]}")
-        found = {"outcomes": {}, "slowest_s": 0.0, "peak_mib": 0.0}
+        found: dict[str, Any] = {"outcomes": {}, "slowest_s": 0.0, "peak_mib": 0.0}
     else:
         found = json.loads(reading.stdout)
     faults += [outcome for outcome in found["outcomes"] if outcome not in (READ, REFUSED, NOT_OURS)]
@@ -167,7 +168,7 @@ def main() -> None:
             worker_peak_mib = peak_of_worker_mib()
         finally:
             with contextlib.suppress(OSError):
-                stop = [PROGRAMS / "rerun-sam", "worker", "stop"]
+                stop = [str(PROGRAMS / "rerun-sam"), "worker", "stop"]
                 subprocess.run(stop, stdout=subprocess.DEVNULL, check=False)
     faults = [f"{kind.name}: {fault}" for kind in kinds for fault in kind.faults]
     if len(workers) > 1:

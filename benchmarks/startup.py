@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rerun_loader_sam.images import load_image
 
@@ -126,7 +127,7 @@ def main() -> None:
         times = measure(image, arguments.runs, arguments.cold_runs, Path(folder))
     decode_s = decoding_s(image)
     python_s = statistics.median(times["python"])
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, text, without_s, limit in (
         ("python", "python -c pass", 0.0, None),
         ("decline", "decline a text file", 0.0, 2.0),

@@ -99,7 +99,7 @@ def pss_mib(process: Path) -> float:
 def served_count() -> int | None:
     """How many images the worker of this process's user has served; None without a worker."""
     status = worker_status()
-    return status and int(str(status["served_count"]))
+    return None if status is None else int(str(status["served_count"]))
 
 
 def free_port() -> int:

@@ -49,7 +49,7 @@ class Recording:
         """The pixels of the only Image or SegmentationImage at `step`."""
         row = self.one(entity_path, f"{archetype}:buffer", step)
         form = row.data[f"{archetype}:format"][0]
-        pixels = row.data[f"{archetype}:buffer"].view(_DTYPES[form["channel_datatype"]])
+        pixels: NDArray[Any] = row.data[f"{archetype}:buffer"].view(_DTYPES[form["channel_datatype"]])
         channels = _CHANNELS[form["color_model"]]
         shape = (form["height"], form["width"]) + ((channels,) if channels > 1 else ())
         return pixels.reshape(shape)

@@ -1,6 +1,8 @@
 """The worker as a process: one for all, warm, ready to make room, gone without a trace."""
 
+import contextlib
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -14,6 +16,7 @@ from processes import LOADER, Loading, load, make_photos, status, wait_until, wo
 
 from rerun_loader_sam.folders import runtime_dir
 from rerun_loader_sam.worker.address import socket_path
+from rerun_loader_sam.worker.client import connect
 from rerun_loader_sam.worker.control import stop_worker, worker_status
 from rerun_loader_sam.worker.start import log_path
 
@@ -63,6 +66,25 @@ class TestOneForAll:
         for photo in photos[1:]:
             assert load(photo).returncode == 0
         wait_until(lambda: held_by(pid) == before, lambda: (before, held_by(pid)))
+
+    @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="limits of other processes are Linux's")
+    def test_where_no_thread_starts_it_goes_on_and_the_loader_helps_itself(self, photos: list[Path]) -> None:
+        assert load(photos[0]).returncode == 0
+        before = status()
+        pid = int(str(before["pid"]))
+        taken = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
+        unlimited = resource.prlimit(pid, resource.RLIMIT_AS)
+        with contextlib.ExitStack() as silent:  # a stack of 8 MiB is too much, what is small is not
+            resource.prlimit(pid, resource.RLIMIT_AS, (taken + (6 << 20), unlimited[1]))
+            for _ in range(30):  # they take what stacks of threads are left
+                silent.enter_context(connect() or contextlib.nullcontext())
+            outcome = load(photos[1])
+            resource.prlimit(pid, resource.RLIMIT_AS, unlimited)
+        assert (outcome.returncode, outcome.stderr) == (0, b"")
+        assert "cannot serve" in log_path().read_text()
+        assert load(photos[2]).returncode == 0
+        after = status()
+        assert (after["pid"], after["served_count"]) == (pid, 2)
 
     def test_what_only_the_loader_can_open_is_opened_by_it(self, photos: list[Path]) -> None:
         assert load(photos[0]).returncode == 0

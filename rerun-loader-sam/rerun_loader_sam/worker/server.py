@@ -126,7 +126,13 @@ class Server:
                 time.sleep(0.1)
                 return
             self._active_count += 1
-        threading.Thread(target=self._serve, args=(Connection(sock),), name="request", daemon=True).start()
+        try:
+            threading.Thread(target=self._serve, args=(Connection(sock),), name="request", daemon=True).start()
+        except RuntimeError as error:  # too many threads, or no memory for one: who asked does without a worker
+            _log.warning("cannot serve: %s", error)
+            sock.close()
+            with self._lock:
+                self._active_count -= 1
 
     def _serve(self, connection: Connection) -> None:
         is_work = False
