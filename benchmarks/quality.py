@@ -56,7 +56,7 @@ HELD_OUT_PHOTOGRAPHS = (
 )
 """Of scikit-image's; none of them is in training/textures.py."""
 UNSEEN_PHOTOGRAPHS = Path(__file__).parent / "photographs"
-"""A folder of others, that had no say in the settings."""
+"""A folder of others, that no training saw either."""
 
 Masks = NDArray[np.bool_]
 SegmentedPhotograph = tuple[str, NDArray[Any], list[dict[str, Any]]]
