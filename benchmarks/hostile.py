@@ -8,7 +8,6 @@ Exit code 1 where something is not as it should be.
 """
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import random
@@ -27,7 +26,7 @@ from rerun_loader_sam import sniff
 from rerun_loader_sam.errors import UserError
 from rerun_loader_sam.images import load_image
 from rerun_loader_sam.settings import Settings
-from rerun_loader_sam.worker.control import worker_status
+from rerun_loader_sam.worker.control import stop_worker, worker_status
 from soak import PROGRAMS
 from startup import ROOT, become, new_user
 
@@ -167,9 +166,7 @@ def main() -> None:
                     workers.add((worker_status() or {}).get("pid"))
             worker_peak_mib = peak_of_worker_mib()
         finally:
-            with contextlib.suppress(OSError):
-                stop = [str(PROGRAMS / "rerun-sam"), "worker", "stop"]
-                subprocess.run(stop, stdout=subprocess.DEVNULL, check=False)
+            stop_worker()
     faults = [f"{kind.name}: {fault}" for kind in kinds for fault in kind.faults]
     if len(workers) > 1:
         faults.append(f"workers, one after the other: {workers}")

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from rerun_loader_sam.worker.control import worker_status
+from rerun_loader_sam.worker.control import stop_worker, worker_status
 from startup import ROOT, become, new_user
 from twenty import pss_mib
 
@@ -209,8 +209,7 @@ def soak(opens: int, at_once: int, rounds: int, folder: Path) -> Soak:
             outcomes.update(open_at_once(range(first, first + at_once), folder))
             states.append(state_at_rest(first + at_once, time.perf_counter() - started, at_once))
     finally:
-        stop = [str(PROGRAMS / "rerun-sam"), "worker", "stop"]
-        subprocess.run(stop, stdout=subprocess.DEVNULL, check=False)
+        stop_worker()
     left_running = list(processes_of_user().values())
     return Soak(states, dict(outcomes), statistics.median(times_s), max(times_s), left_running)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from rerun_loader_sam.worker.control import worker_status
+from rerun_loader_sam.worker.control import stop_worker, worker_status
 from startup import ROOT, become, new_user
 
 sys.path.insert(0, str(ROOT / "tests"))
@@ -190,8 +190,7 @@ def main() -> None:
             total_s, meter = open_in_viewer(sdk, photographs[:-1], environ, out)
             complete = count_of_complete(out, install_sdk(kept, NEWEST))
         finally:
-            stop = Path(sys.executable).parent / "rerun-sam"
-            subprocess.run([stop, "worker", "stop"], env=environ, stdout=subprocess.DEVNULL, check=False)
+            stop_worker()
     single_s = sum(seconds for seconds, _ in single)
     one = max((one for _, one in single), key=lambda one: one.ours_mib)
     result = {

@@ -133,13 +133,20 @@ def _cushion(rng: np.random.Generator) -> list[Bone]:
     ]
 
 
-_KINDS = {"animal": (_animal, 0.4), "person": (_person, 0.15), "bust": (_bust, 0.2), "cushion": (_cushion, 0.25)}
+_KINDS = {
+    "animal": (_animal, 0.4),
+    "person": (_person, 0.15),
+    "bust": (_bust, 0.2),
+    "cushion": (_cushion, 0.25),
+    "fruit": (_fruit, 0.0),
+}
+"""Who makes the bones, and how often, where nobody asks for a kind."""
 
 
 def grown_body(rng: np.random.Generator, looks: list[Material], *, kind: str | None = None) -> Mesh:
     """An animal, a person, a bust, a cushion or (only if `kind` asks for it) a fruit, in five `looks`."""
     kind = kind or str(rng.choice(list(_KINDS), p=[share for _, share in _KINDS.values()]))
-    bones = _fruit(rng) if kind == "fruit" else _KINDS[kind][0](rng)
+    bones = _KINDS[kind][0](rng)
     ends = np.array([[b.start, b.end] for b in bones])
     thickest = max(max(b.radii) for b in bones)
     low, high = ends.min((0, 1)) - thickest * 1.3, ends.max((0, 1)) + thickest * 1.3

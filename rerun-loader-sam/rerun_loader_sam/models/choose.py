@@ -74,10 +74,10 @@ def choose_model(settings: Settings, device: str) -> ChosenModel:
 
 def choose_preview_model(device: str, checkpoint_bytes: int) -> ChosenModel | None:
     """The model for a first look while a checkpoint of this size works: nano, where that takes long, else None."""
-    path = find_checkpoint(NANO)
-    if path is None or device.startswith("cuda") or checkpoint_bytes < _LARGE_CHECKPOINT_BYTES:
+    if device.startswith("cuda") or checkpoint_bytes < _LARGE_CHECKPOINT_BYTES:
         return None
-    return _chosen(NANO, path, "for a first look while a large model works")
+    path = find_checkpoint(NANO)
+    return None if path is None else _chosen(NANO, path, "for a first look while a large model works")
 
 
 def _auto(device: str) -> ChosenModel | None:
