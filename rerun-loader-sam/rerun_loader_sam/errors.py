@@ -12,11 +12,20 @@ class UserError(Exception):
         super().__init__(" ".join(message.split()))
 
 
+# What Python, torch on a CPU, and torch on other devices say; each a RuntimeError.
+_SHORTAGES = ("can't start new thread", "can't allocate memory", "out of memory")
+
+
 def describe(error: BaseException) -> str:
-    """One line on `error` for a person: a UserError's own, anything else as a fault of ours."""
+    """One line on `error` for a person: a UserError's own, a shortage of memory as such, else as a fault of ours."""
     if isinstance(error, UserError):
         return str(error)
     text = " ".join(str(error).split())[:300]
+    if isinstance(error, MemoryError) or any(shortage in text for shortage in _SHORTAGES):
+        return (
+            f"this machine is short of memory or of threads ({text or type(error).__name__}); it was cut short, "
+            "close something, or take a smaller model, and open the file again"
+        )
     return f"internal error, {type(error).__name__}: {text}; please report it"
 
 

@@ -7,7 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import filelock
@@ -34,6 +35,28 @@ def held_by(pid: int) -> tuple[int, int]:
     """How many threads and file descriptors a process has."""
     process = Path(f"/proc/{pid}")
     return len(list((process / "task").iterdir())), len(list((process / "fd").iterdir()))
+
+
+def address_space_bytes(pid: int) -> int:
+    """How much memory a process has asked for."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+def settled(pid: int) -> int:
+    """The same, half a second later: stacks of threads that end are freed by then."""
+    time.sleep(0.5)
+    return address_space_bytes(pid)
+
+
+@contextlib.contextmanager
+def own_limit(kind: int, soft: int) -> Iterator[None]:
+    """A limit of this process, and of those that it starts."""
+    old = resource.getrlimit(kind)
+    resource.setrlimit(kind, (soft, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(kind, old)
 
 
 class TestOneForAll:
@@ -69,17 +92,19 @@ class TestOneForAll:
 
     @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="limits of other processes are Linux's")
     def test_where_no_thread_starts_it_goes_on_and_the_loader_helps_itself(self, photos: list[Path]) -> None:
-        assert load(photos[0]).returncode == 0
+        # Of what is left to this worker a thread's stack is twice too much, and anything else little.
+        with own_limit(resource.RLIMIT_STACK, 1 << 30):
+            assert load(photos[0]).returncode == 0
         before = status()
         pid = int(str(before["pid"]))
-        taken = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
+        wait_until(lambda: address_space_bytes(pid) == settled(pid), lambda: settled(pid))
         unlimited = resource.prlimit(pid, resource.RLIMIT_AS)
-        with contextlib.ExitStack() as silent:  # a stack of 8 MiB is too much, what is small is not
-            resource.prlimit(pid, resource.RLIMIT_AS, (taken + (6 << 20), unlimited[1]))
-            for _ in range(30):  # they take what stacks of threads are left
+        resource.prlimit(pid, resource.RLIMIT_AS, (address_space_bytes(pid) + (1 << 29), unlimited[1]))
+        with contextlib.ExitStack() as silent:  # they take the stacks that threads which have ended left behind
+            for _ in range(8):
                 silent.enter_context(connect() or contextlib.nullcontext())
             outcome = load(photos[1])
-            resource.prlimit(pid, resource.RLIMIT_AS, unlimited)
+        resource.prlimit(pid, resource.RLIMIT_AS, unlimited)
         assert (outcome.returncode, outcome.stderr) == (0, b"")
         assert "cannot serve" in log_path().read_text()
         assert load(photos[2]).returncode == 0
