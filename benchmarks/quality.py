@@ -33,7 +33,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "training"))
 
 from samples import ancestry, right_answers  # noqa: E402
-from scenes import Scene, make_scene  # noqa: E402
+from scene_files import Scene  # noqa: E402
+from scenes import make_scene  # noqa: E402
 
 SEED = 77_003
 """Of the scenes; the training uses other seeds."""

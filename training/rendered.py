@@ -33,7 +33,8 @@ from meshes import (
     turned_body,
 )
 from rendering import Camera, Ints, Light, World
-from scenes import MAX_REGIONS, MIN_REGION_PX, SCENE_SIZE, Scene, write_scene
+from scene_files import Scene, write_scene
+from scenes import MAX_REGIONS, MIN_REGION_PX, SCENE_SIZE
 from surroundings import painted, panorama_files, photographed
 from textures import random_colour, texture
 

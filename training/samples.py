@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scenes import SCENE_SIZE, Ingredients, Scene, make_scene
+from scene_files import Scene, whole_of_each
+from scenes import SCENE_SIZE, Ingredients, make_scene
 
 Bytes = NDArray[Any]
 """uint8; OpenCV's type hints do not tell dtypes."""
@@ -159,11 +160,9 @@ def make_sample(rng: np.random.Generator, scene: Scene, size: int, prompts: int)
         boxes[done] = np.array([left, top, left + width, top + height]) + jitter
         points[done] = (x, y)
         done += 1
-    roots = np.append(scene.parents, np.uint8(255))
-    while not np.array_equal(roots, roots[roots]):
-        roots = roots[roots]
+    wholes = whole_of_each(np.append(scene.parents, np.uint8(255)))
     coarse = np.ascontiguousarray(regions[1::2, 1::2])
-    return image.transpose(2, 0, 1).copy(), points, boxes, targets, valid, coarse, roots[coarse]
+    return image.transpose(2, 0, 1).copy(), points, boxes, targets, valid, coarse, wholes[coarse]
 
 
 def stack(samples: list[tuple[NDArray[np.generic], ...]]) -> Batch:

@@ -11,40 +11,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from copies import copy_thing, things_apart
 from cutouts import place_cutout
+from scene_files import Scene, read_scene
 from shapes import Patch, half_plane, random_family, random_patch
 from textures import FloatImage, fractal_noise, random_colour, similar_colour, texture
 
 SCENE_SIZE = 512
 MAX_REGIONS = 255
 MIN_REGION_PX = 40
-
-
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """`image` (S, S, 3) uint8 RGB; `regions` (S, S) uint8, the topmost region of each pixel.
-
-    `parents` (255,) uint8: the region that a region is a part of, itself for a whole. A region's whole extent is
-    itself and all regions below it in that tree.
-    """
-
-    image: NDArray[np.uint8]
-    regions: NDArray[np.uint8]
-    parents: NDArray[np.uint8]
-
-
-def write_scene(path: Path, scene: Scene) -> None:
-    """A scene as a file, there only when it is whole."""
-    unfinished = path.with_suffix(".part")
-    with unfinished.open("wb") as file:
-        np.savez(file, image=scene.image, regions=scene.regions, parents=scene.parents)
-    unfinished.replace(path)
-
-
-def read_scene(path: Path) -> Scene:
-    """A scene that `write_scene` wrote."""
-    with np.load(path) as fields:
-        return Scene(fields["image"], fields["regions"], fields["parents"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,6 +313,27 @@ def _add_cutouts(canvas: _Canvas, files: Sequence[Path]) -> None:
         _add_cutout(canvas, files[int(rng.integers(len(files)))], centre, radius)
 
 
+def _add_copies(canvas: _Canvas, scene: Scene) -> None:
+    """A few things of another scene, parts and all."""
+    rng, size = canvas.rng, canvas.size
+    wholes = things_apart(scene)
+    for whole in rng.permutation(wholes)[: int(rng.integers(1, 5))]:
+        centre = (float(rng.uniform(0, size)), float(rng.uniform(0, size)))
+        copied = copy_thing(rng, scene, int(whole), centre)
+        if copied is None or np.count_nonzero(copied.patch.alpha > 0.5) < MIN_REGION_PX:
+            continue
+        _cast_shadow(canvas, copied.patch, math.sqrt(copied.patch.alpha.size) / 2)
+        number = canvas.new_region(None)
+        if number is None:
+            return
+        numbers = {int(whole): number}
+        canvas.paint(copied.patch, copied.colours, number, float(rng.choice([0.0, 0.6, 1.2])))
+        inside = copied.patch.alpha > 0.5
+        for region in copied.regions:
+            numbers[region] = canvas.new_region(numbers[int(scene.parents[region])]) or number
+            canvas.regions[copied.patch.window][inside & (copied.labels == region)] = numbers[region]
+
+
 def _finish(canvas: _Canvas) -> NDArray[np.uint8]:
     """What light and a camera do to the whole image."""
     rng, size, image = canvas.rng, canvas.size, canvas.image
@@ -362,7 +358,7 @@ def _finish(canvas: _Canvas) -> NDArray[np.uint8]:
 
 
 def _rendered_scene(rng: np.random.Generator, ingredients: Ingredients) -> Scene:
-    """One of the rendered scenes, sometimes with flat things before it, through another camera."""
+    """One of the rendered scenes, often with flat things or another one's before it, through another camera."""
     files = ingredients.rendered
     scene = read_scene(files[int(rng.integers(len(files)))])
     parents = [int(parent) for parent in scene.parents[: int(scene.regions.max()) + 1]]
@@ -371,6 +367,8 @@ def _rendered_scene(rng: np.random.Generator, ingredients: Ingredients) -> Scene
         _add_things(canvas)
     elif ingredients.cutouts and rng.random() < 0.2:
         _add_cutouts(canvas, ingredients.cutouts)
+    elif rng.random() < 0.4:
+        _add_copies(canvas, read_scene(files[int(rng.integers(len(files)))]))
     return _as_scene(canvas)
 
 

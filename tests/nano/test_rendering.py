@@ -16,7 +16,8 @@ from grown import grown_body
 from meshes import Material, Mesh, furniture_files, grid_mesh, load_mesh, turned_body
 from rendered import render_scene
 from rendering import Camera, Light, World
-from scenes import Ingredients, make_scene, read_scene
+from scene_files import read_scene
+from scenes import Ingredients, make_scene
 from surroundings import BRIGHTEST, panorama_files, photographed
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from copies import copy_thing, things_apart
 from cutouts import cutout_files, place_cutout
 from decode import decode_prompts
 from losses import pairwise_mask_cost
@@ -19,7 +20,8 @@ from rerun_loader_sam.engine.checkpoint import load_model
 from rerun_loader_sam.engine.nano import NanoConfig, build_nano, fold_batch_norms, save_nano
 from rerun_loader_sam.models.registry import checkpoint_generator_parameters
 from samples import ancestry, make_sample, right_answers
-from scenes import Ingredients, make_scene
+from scene_files import Scene, whole_of_each, write_scene
+from scenes import SCENE_SIZE, Ingredients, make_scene
 from textures import PHOTO_TEXTURES
 from train import SHIPPED_IMG_SIZE
 
@@ -192,6 +194,53 @@ def test_scenes_hold_cutouts_and_their_parts_belong_to_them(cutouts: Path) -> No
         whole_of = ancestry(scene.parents)
         with_parts += bool((whole_of.sum(1)[np.unique(scene.regions[scene.regions < 255])] > 1).any())
     assert with_parts > 3
+
+
+def house_between_walls() -> Scene:
+    """A house with a door and a window in it, and a wall that the border cuts; the window is a part of the door."""
+    regions = np.zeros((SCENE_SIZE, SCENE_SIZE), np.uint8)
+    regions[:, :40] = 1
+    regions[150:300, 200:320] = 2
+    regions[200:300, 230:270] = 3
+    regions[210:240, 240:260] = 4
+    image = np.stack([regions * 50] * 3, 2)
+    parents = np.zeros(255, np.uint8)
+    parents[:5] = 0, 1, 2, 2, 3
+    return Scene(image, regions, parents)
+
+
+def test_things_are_copied_with_their_parts_and_what_the_border_cuts_is_not() -> None:
+    scene = house_between_walls()
+    assert things_apart(scene) == [2]
+    n_copied = 0
+    for seed in range(8):
+        copied = copy_thing(np.random.default_rng(seed), scene, 2, (256.0, 256.0))
+        assert copied is not None
+        assert copied.regions == [3, 4]
+        inside = copied.patch.alpha > 0.5
+        assert set(np.unique(copied.labels[inside])) == {2, 3, 4}
+        for number, share in ((3, 4000 - 600), (4, 600)):
+            assert (copied.labels == number)[inside].mean() == pytest.approx(share / 18000, rel=0.15)
+        y, x = (axis.mean() for axis in np.nonzero(inside))
+        n_copied += (copied.patch.y + y, copied.patch.x + x) == pytest.approx((256, 256), abs=2)
+    assert n_copied == 8
+    assert copy_thing(np.random.default_rng(0), scene, 2, (-900.0, 256.0)) is None
+
+
+def test_rendered_scenes_hold_things_of_others_and_their_parts_belong_to_them(tmp_path: Path) -> None:
+    write_scene(tmp_path / "1.npz", house_between_walls())
+    n_more = 0
+    for index in range(40):
+        scene, again = (make_scene(3, index, Ingredients(rendered=(tmp_path / "1.npz",))) for _ in range(2))
+        np.testing.assert_array_equal(scene.image, again.image)
+        np.testing.assert_array_equal(scene.regions, again.regions)
+        if scene.parents[:5].tolist() == [0, 1, 2, 2, 3] and scene.parents[5:9].tolist() == [5, 5, 6, 0]:
+            n_more += 1
+            wholes = whole_of_each(scene.parents)
+            assert wholes[:8].tolist() == [0, 1, 2, 2, 2, 5, 5, 5]
+            if (scene.regions == 7).any():
+                assert (scene.regions == 6).any()
+    assert n_more > 3
 
 
 def test_photographs_for_looking_at_are_not_in_the_textures() -> None:
