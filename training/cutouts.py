@@ -66,7 +66,7 @@ def _is_emoji_of_a_thing(path: Path) -> bool:
     return not again and any(first <= points[0] <= last for first, last in EMOJI_OF_THINGS)
 
 
-def _read(path: Path) -> tuple[Bytes, FloatMap] | None:
+def read_cutout(path: Path) -> tuple[Bytes, FloatMap] | None:
     """RGB and coverage, cropped to what is there and at most `MAX_SIDE`; None if it has no clear outline."""
     image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if image is None or image.ndim != 3 or image.shape[2] != 4 or image.dtype != np.uint8:
@@ -154,7 +154,7 @@ def place_cutout(
 
     `radius`: half the side of a square of its bounding box's area, in pixels.
     """
-    read = _read(path)
+    read = read_cutout(path)
     if read is None:
         return None
     colours, alpha = read

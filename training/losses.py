@@ -12,7 +12,6 @@ CROSS_ENTROPY_WEIGHT = 2.0
 """To dice. Plain cross entropy, not Segment Anything's focal loss: that leaves logits so near zero in a short
 training that no mask is stable.
 """
-SPARE_OUTPUT_WEIGHT = 0.15
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +46,14 @@ def pairwise_mask_cost(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]
     return CROSS_ENTROPY_WEIGHT * entropy + dice, iou
 
 
-def prompt_losses(logits: Tensor, predicted: Tensor, targets: Tensor, valid: Tensor, ambiguous: bool) -> MaskLosses:
+def prompt_losses(
+    logits: Tensor, predicted: Tensor, targets: Tensor, valid: Tensor, ambiguous: bool, *, spare_weight: float
+) -> MaskLosses:
     """Losses of a batch of prompts.
 
     `logits` (N, 4, h, w), `predicted` IoU (N, 4), `targets` (N, 3, h, w) uint8 in 0..4, `valid` (N, 3). Every right
-    answer of an ambiguous prompt pulls the output that is nearest to it, and (weakly) every output is pulled to its
-    nearest right answer. Output 0 answers with the largest one; unambiguous prompts train it alone.
+    answer of an ambiguous prompt pulls the output that is nearest to it, and, by `spare_weight`, every output is
+    pulled to its nearest right answer. Output 0 answers with the largest one; unambiguous prompts train it alone.
     """
     coverage = targets.flatten(2).float() / 4
     if not ambiguous:
@@ -68,7 +69,7 @@ def prompt_losses(logits: Tensor, predicted: Tensor, targets: Tensor, valid: Ten
     real[:, 0] = iou[:, 0, 2]
     error = predicted - real
     best = (iou[:, 1:].amax(1) * valid).sum() / valid.sum()
-    total = mask + SPARE_OUTPUT_WEIGHT * spare + 0.3 * single
+    total = mask + spare_weight * spare + 0.3 * single
     return MaskLosses(total, error.square().mean(), best, error[:, 1:].detach().abs().mean())
 
 

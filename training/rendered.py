@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from canvas import MAX_REGIONS
 from grown import grown_body
 from meshes import (
     FURNITURE,
@@ -34,7 +35,7 @@ from meshes import (
 )
 from rendering import Camera, Ints, Light, World
 from scene_files import Scene, write_scene
-from scenes import MAX_REGIONS, MIN_REGION_PX, SCENE_SIZE
+from scenes import MIN_REGION_PX, SCENE_SIZE
 from surroundings import painted, panorama_files, photographed
 from textures import random_colour, texture
 

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from canvas import MAX_REGIONS, Canvas, shade
 from copies import copy_thing, things_apart
 from cutouts import place_cutout
+from reliefs import place_relief
 from scene_files import Scene, read_scene
 from shapes import Patch, half_plane, random_family, random_patch
 from textures import FloatImage, fractal_noise, random_colour, similar_colour, texture
 
 SCENE_SIZE = 512
-MAX_REGIONS = 255
 MIN_REGION_PX = 40
 
 
@@ -30,79 +31,9 @@ class Ingredients:
     rendered: Sequence[Path] = ()
 
 
-@dataclass(slots=True)
-class _Canvas:
-    rng: np.random.Generator
-    size: int
-    image: FloatImage
-    regions: NDArray[np.uint8]
-    parents: list[int] = field(default_factory=lambda: [0])
-
-    def new_region(self, parent: int | None) -> int | None:
-        if len(self.parents) >= MAX_REGIONS:
-            return None
-        self.parents.append(len(self.parents) if parent is None else parent)
-        return len(self.parents) - 1
-
-    def paint(self, patch: Patch, surface: FloatImage, region: int | None, softness_px: float) -> None:
-        """Blend a surface (h, w, 3) over the image; pixels more than half covered become `region` if it is given."""
-        alpha = patch.alpha
-        if softness_px > 0.3:
-            alpha = cv2.GaussianBlur(alpha, (0, 0), softness_px)
-        view = self.image[patch.window]
-        view += (surface - view) * alpha[:, :, None]
-        if region is not None:
-            self.regions[patch.window][patch.alpha > 0.5] = region
-
-    def visible(self, patch: Patch, colour: FloatImage) -> FloatImage:
-        """`colour`, or another one if it could hardly be told from what lies under the patch."""
-        under = cv2.mean(self.image[patch.window], (patch.alpha > 0.5).astype(np.uint8))[:3]
-        for _ in range(6):
-            if np.abs(colour - under).max() > 22:
-                break
-            colour = random_colour(self.rng)
-        return colour
-
-    def darken(self, patch: Patch, shift: tuple[float, float], blur_px: float, strength: float) -> None:
-        """A cast shadow: no region, but an edge to be ignored."""
-        margin = int(2 * blur_px + max(abs(shift[0]), abs(shift[1]))) + 1
-        y0, x0 = max(0, patch.y - margin), max(0, patch.x - margin)
-        y1 = min(self.size, patch.y + patch.alpha.shape[0] + margin)
-        x1 = min(self.size, patch.x + patch.alpha.shape[1] + margin)
-        move = np.array([[1, 0, patch.x - x0 + shift[1]], [0, 1, patch.y - y0 + shift[0]]], np.float32)
-        shadow: FloatImage = cv2.warpAffine(patch.alpha, move, (x1 - x0, y1 - y0))
-        if blur_px > 0.5:
-            shadow = cv2.GaussianBlur(shadow, (0, 0), blur_px)
-        self.image[y0:y1, x0:x1] *= (1 - strength * shadow)[:, :, None]
-
-
-def _shade(rng: np.random.Generator, patch: Patch, surface: FloatImage) -> None:
-    """Light on a body: a slope, a bulge towards the middle, a highlight, a dark rim; in place."""
-    height, width = patch.alpha.shape
-    light = np.ones((height, width), np.float32)
-    angle = rng.uniform(0, 2 * math.pi)
-    if rng.random() < 0.6:
-        y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
-        x = np.linspace(-1, 1, width, dtype=np.float32)[None]
-        light += rng.uniform(0, 0.45) * (x * math.cos(angle) + y * math.sin(angle)).astype(np.float32)
-    if rng.random() < 0.45:
-        inside = (patch.alpha > 0.5).astype(np.uint8)
-        depth = cv2.distanceTransform(inside, cv2.DIST_L2, 3)
-        depth = np.minimum(depth / (depth.max() * rng.uniform(0.3, 1) + 1e-6), 1)
-        light *= 1 - rng.uniform(0, 0.6) * (1 - depth) ** rng.uniform(1, 3)
-    surface *= np.clip(light, 0.1, 2)[:, :, None]
-    if rng.random() < 0.15:
-        spot: FloatImage = np.zeros((height, width), np.float32)
-        at = (int(width * rng.uniform(0.2, 0.8)), int(height * rng.uniform(0.2, 0.8)))
-        spread = max(1, int(min(height, width) * rng.uniform(0.03, 0.15)))
-        cv2.ellipse(spot, at, (spread, max(1, spread // 2)), math.degrees(angle), 0, 360, 1.0, -1, cv2.LINE_AA)
-        spot = cv2.GaussianBlur(spot, (0, 0), max(0.5, spread * 0.4))
-        surface += spot[:, :, None] * float(rng.uniform(40, 160))
-
-
 def _surface(rng: np.random.Generator, patch: Patch, colour: FloatImage, strength: float) -> FloatImage:
     surface = texture(rng, patch.alpha.shape[0], patch.alpha.shape[1], colour, strength)
-    _shade(rng, patch, surface)
+    shade(rng, patch, surface)
     return surface
 
 
@@ -143,7 +74,7 @@ def _random_style(rng: np.random.Generator) -> _Style:
     )
 
 
-def _add_parts(canvas: _Canvas, style: _Style, body: Patch, whole: int, depth: int) -> None:
+def _add_parts(canvas: Canvas, style: _Style, body: Patch, whole: int, depth: int) -> None:
     rng = canvas.rng
     height, width = body.alpha.shape
     extent = 0.5 * math.sqrt(height * width)
@@ -165,7 +96,7 @@ def _add_parts(canvas: _Canvas, style: _Style, body: Patch, whole: int, depth: i
             _add_parts(canvas, _random_style(rng), part, region, 1)
 
 
-def _add_limbs(canvas: _Canvas, style: _Style, body: Patch, centre: tuple[float, float], whole: int) -> None:
+def _add_limbs(canvas: Canvas, style: _Style, body: Patch, centre: tuple[float, float], whole: int) -> None:
     """Thin and round things that stick out of a body: legs, handles, branches, heads."""
     rng = canvas.rng
     reach = 0.5 * math.sqrt(body.alpha.shape[0] * body.alpha.shape[1])
@@ -184,7 +115,7 @@ def _add_limbs(canvas: _Canvas, style: _Style, body: Patch, centre: tuple[float,
         canvas.paint(limb, _surface(rng, limb, colour, style.strength), region, style.softness_px)
 
 
-def _cast_shadow(canvas: _Canvas, patch: Patch, radius: float) -> None:
+def _cast_shadow(canvas: Canvas, patch: Patch, radius: float) -> None:
     """Often enough, that of a thing of this radius on what lies under it."""
     rng = canvas.rng
     if rng.random() < 0.4:
@@ -193,7 +124,7 @@ def _cast_shadow(canvas: _Canvas, patch: Patch, radius: float) -> None:
         canvas.darken(patch, shift, max(0.6, radius * rng.uniform(0.01, 0.2)), rng.uniform(0.15, 0.65))
 
 
-def _add_thing(canvas: _Canvas, style: _Style, centre: tuple[float, float], radius: float, angle: float) -> None:
+def _add_thing(canvas: Canvas, style: _Style, centre: tuple[float, float], radius: float, angle: float) -> None:
     rng = canvas.rng
     shape_rng = np.random.default_rng(style.seed)
     body = random_patch(shape_rng, canvas.size, centre, radius, family=style.family, angle=angle)
@@ -217,7 +148,7 @@ def _add_thing(canvas: _Canvas, style: _Style, centre: tuple[float, float], radi
         _add_parts(canvas, style, body, whole, 0)
 
 
-def _add_backdrop(canvas: _Canvas) -> None:
+def _add_backdrop(canvas: Canvas) -> None:
     """Wall and floor, sky and hills: one to four surfaces that fill the image."""
     rng = canvas.rng
     levels = np.sort(rng.uniform(0.15, 0.9, int(rng.choice([0, 1, 2, 3], p=[0.35, 0.4, 0.17, 0.08]))))
@@ -232,7 +163,7 @@ def _add_backdrop(canvas: _Canvas) -> None:
         canvas.paint(patch, _surface(rng, patch, random_colour(rng), strength), region, softness)
 
 
-def _add_things(canvas: _Canvas) -> None:
+def _add_things(canvas: Canvas) -> None:
     rng, size = canvas.rng, canvas.size
     for _ in range(int(rng.integers(1, 13))):
         radius = size * math.exp(rng.uniform(math.log(0.03), math.log(0.4)))
@@ -244,7 +175,7 @@ def _add_things(canvas: _Canvas) -> None:
         _add_thing(canvas, style, centre, radius, rng.uniform(0, 2 * math.pi))
 
 
-def _add_cluster(canvas: _Canvas) -> None:
+def _add_cluster(canvas: Canvas) -> None:
     """Many of a kind: fruit, coins, windows, books; scattered, heaped, or in rows."""
     rng, size = canvas.rng, canvas.size
     style = _random_style(rng)
@@ -267,9 +198,11 @@ def _add_cluster(canvas: _Canvas) -> None:
         _add_thing(canvas, member, place, radius * rng.uniform(0.75, 1.3), angle)
 
 
-def _add_cutout(canvas: _Canvas, path: Path, centre: tuple[float, float], radius: float) -> None:
+def _add_cutout(
+    canvas: Canvas, path: Path, centre: tuple[float, float], radius: float, *, is_struck: bool = False
+) -> None:
     rng = canvas.rng
-    placed = place_cutout(rng, path, canvas.size, centre, radius)
+    placed = (place_relief if is_struck else place_cutout)(rng, path, canvas.size, centre, radius)
     if placed is None or (placed.patch.alpha > 0.5).sum() < MIN_REGION_PX:
         return
     whole = canvas.new_region(None)
@@ -277,7 +210,7 @@ def _add_cutout(canvas: _Canvas, path: Path, centre: tuple[float, float], radius
         return
     _cast_shadow(canvas, placed.patch, radius)
     surface = placed.colours
-    _shade(rng, placed.patch, surface)
+    shade(rng, placed.patch, surface)
     canvas.paint(placed.patch, surface, whole, float(rng.choice([0.0, 0.6, 1.2], p=[0.4, 0.4, 0.2])))
     inside = placed.patch.alpha > 0.5
     for number in range(1, int(placed.parts.max(initial=0)) + 1):
@@ -289,7 +222,19 @@ def _add_cutout(canvas: _Canvas, path: Path, centre: tuple[float, float], radius
             canvas.regions[placed.patch.window][part] = region
 
 
-def _add_cutouts(canvas: _Canvas, files: Sequence[Path]) -> None:
+def _add_coins(canvas: Canvas, files: Sequence[Path]) -> None:
+    """Some in rows or scattered, each with another picture on it."""
+    rng, size = canvas.rng, canvas.size
+    radius = size * math.exp(rng.uniform(math.log(0.03), math.log(0.2)))
+    pitch, in_rows = radius * rng.uniform(2.1, 3.5), rng.random() < 0.5
+    left, top = rng.uniform(0, size * 0.4, 2)
+    for number in range(int(rng.integers(1, 16))):
+        x, y = (left + number % 4 * pitch, top + number // 4 * pitch) if in_rows else rng.uniform(0, size, 2)
+        path = files[int(rng.integers(len(files)))]
+        _add_cutout(canvas, path, (float(x), float(y)), radius * rng.uniform(0.8, 1.2), is_struck=True)
+
+
+def _add_cutouts(canvas: Canvas, files: Sequence[Path]) -> None:
     """Things that stand alone, in front of a blurred backdrop, or many of a kind."""
     rng, size = canvas.rng, canvas.size
     if rng.random() < 0.35:
@@ -298,6 +243,8 @@ def _add_cutouts(canvas: _Canvas, files: Sequence[Path]) -> None:
             centre = (size * rng.uniform(0.25, 0.75), size * rng.uniform(0.3, 0.8))
             _add_cutout(canvas, files[int(rng.integers(len(files)))], centre, size * rng.uniform(0.15, 0.42))
         return
+    if rng.random() < 0.15:
+        _add_coins(canvas, files)
     if rng.random() < 0.25:
         path, radius = (
             files[int(rng.integers(len(files)))],
@@ -313,7 +260,7 @@ def _add_cutouts(canvas: _Canvas, files: Sequence[Path]) -> None:
         _add_cutout(canvas, files[int(rng.integers(len(files)))], centre, radius)
 
 
-def _add_copies(canvas: _Canvas, scene: Scene) -> None:
+def _add_copies(canvas: Canvas, scene: Scene) -> None:
     """A few things of another scene, parts and all."""
     rng, size = canvas.rng, canvas.size
     wholes = things_apart(scene)
@@ -334,7 +281,7 @@ def _add_copies(canvas: _Canvas, scene: Scene) -> None:
             canvas.regions[copied.patch.window][inside & (copied.labels == region)] = numbers[region]
 
 
-def _finish(canvas: _Canvas) -> NDArray[np.uint8]:
+def _finish(canvas: Canvas) -> NDArray[np.uint8]:
     """What light and a camera do to the whole image."""
     rng, size, image = canvas.rng, canvas.size, canvas.image
     if rng.random() < 0.4:
@@ -362,7 +309,7 @@ def _rendered_scene(rng: np.random.Generator, ingredients: Ingredients) -> Scene
     files = ingredients.rendered
     scene = read_scene(files[int(rng.integers(len(files)))])
     parents = [int(parent) for parent in scene.parents[: int(scene.regions.max()) + 1]]
-    canvas = _Canvas(rng, SCENE_SIZE, scene.image.astype(np.float32), scene.regions, parents)
+    canvas = Canvas(rng, SCENE_SIZE, scene.image.astype(np.float32), scene.regions, parents)
     if rng.random() < 0.12:
         _add_things(canvas)
     elif ingredients.cutouts and rng.random() < 0.2:
@@ -372,7 +319,7 @@ def _rendered_scene(rng: np.random.Generator, ingredients: Ingredients) -> Scene
     return _as_scene(canvas)
 
 
-def _as_scene(canvas: _Canvas) -> Scene:
+def _as_scene(canvas: Canvas) -> Scene:
     parents = np.zeros(MAX_REGIONS, np.uint8)
     parents[: len(canvas.parents)] = canvas.parents
     return Scene(_finish(canvas), canvas.regions, parents)
@@ -391,7 +338,7 @@ def make_scene(seed: int, index: int, ingredients: Ingredients | None = None) ->
         return _rendered_scene(rng, ingredients)
     cutouts = ingredients.cutouts
     base = texture(rng, size, size, random_colour(rng), float(rng.choice([0.2, 0.6, 1.3])))
-    canvas = _Canvas(rng, size, base, np.zeros((size, size), np.uint8))
+    canvas = Canvas(rng, size, base, np.zeros((size, size), np.uint8))
     _add_backdrop(canvas)
     if rng.random() < 0.35:
         _add_cluster(canvas)

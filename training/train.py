@@ -93,12 +93,16 @@ class Hyperparameters:
     box_share: float = 0.12
     average: float = 0.998
     predicted_iou_weight: float = 1.0
+    spare_output_weight: float = 0.15
 
 
 LATER_HYPERPARAMETERS = Hyperparameters(
-    encoder_lr=6e-4, decoder_lr=3e-4, warmup=100, decay=0.6, predicted_iou_weight=3.0
+    encoder_lr=6e-4, decoder_lr=3e-4, warmup=100, decay=0.6, predicted_iou_weight=3.0, spare_output_weight=0.4
 )
-"""For a start from a checkpoint: many right masks are there then, and it is their predicted IoU that tells them."""
+"""For a start from a checkpoint: many right masks are there then, and it is their predicted IoU that tells them.
+
+The generator takes all outputs for masks: one for which there is no further right answer is a fragment of one.
+"""
 
 
 class Training:
@@ -221,7 +225,8 @@ class Training:
             batch.points if ambiguous else None,
             None if ambiguous else batch.boxes,
         )
-        result = self.losses(logits, predicted, batch.targets.flatten(0, 1), batch.valid.flatten(0, 1), ambiguous)
+        answers = batch.targets.flatten(0, 1), batch.valid.flatten(0, 1)
+        result = self.losses(logits, predicted, *answers, ambiguous, spare_weight=hyper.spare_output_weight)
         loss = result.mask + hyper.predicted_iou_weight * result.predicted_iou + 0.5 * likeness + border
         self.optimiser.zero_grad()
         loss.backward()
@@ -256,7 +261,8 @@ class Training:
             self.sam.prompt_encoder.input_image_size = (HELD_OUT.size, HELD_OUT.size)
             embeddings = self.sam.image_encoder((batch.images - self.sam.pixel_mean) / self.sam.pixel_std)
             logits, predicted = decode_prompts(self.sam, embeddings, batch.points, None)
-            result = prompt_losses(logits, predicted, batch.targets.flatten(0, 1), batch.valid.flatten(0, 1), True)
+            answers = batch.targets.flatten(0, 1), batch.valid.flatten(0, 1)
+            result = prompt_losses(logits, predicted, *answers, True, spare_weight=self.hyper.spare_output_weight)
             best.append(result.best_iou.item())
             calibration.append(result.calibration.item())
         self.sam.load_state_dict(own)

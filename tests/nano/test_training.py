@@ -16,6 +16,7 @@ from copies import copy_thing, things_apart
 from cutouts import cutout_files, place_cutout
 from decode import decode_prompts
 from losses import pairwise_mask_cost
+from reliefs import place_relief
 from rerun_loader_sam.engine.checkpoint import load_model
 from rerun_loader_sam.engine.nano import NanoConfig, build_nano, fold_batch_norms, save_nano
 from rerun_loader_sam.models.registry import checkpoint_generator_parameters
@@ -166,6 +167,26 @@ def test_a_cutout_is_placed_with_its_outline_and_its_parts(cutouts: Path) -> Non
         for number in range(1, int(placed.parts.max()) + 1):
             assert (placed.parts == number)[inside].mean() == pytest.approx(0.5, abs=0.05)
     assert n_parts == {0, 2}
+
+
+def test_a_relief_is_one_surface_with_edges_in_it_that_the_canvas_may_cut(cutouts: Path) -> None:
+    assert place_relief(np.random.default_rng(0), cutouts / "full.png", 256, (128, 128), 50) is None
+    assert place_relief(np.random.default_rng(0), cutouts / "disc.png", 256, (400, 128), 50) is None
+    n_round = 0
+    for seed in range(8):
+        placed = place_relief(np.random.default_rng(seed), cutouts / "disc.png", 256, (128, 128), 50)
+        assert placed is not None
+        inside = placed.patch.alpha > 0.5
+        assert np.pi * 50**2 * 0.9 < inside.sum() < 101**2 * 1.1
+        n_round += inside.sum() == pytest.approx(np.pi * 50**2, rel=0.08)
+        assert not placed.parts.any()
+        assert placed.colours[inside].std(0).min() > 2
+        cut = place_relief(np.random.default_rng(seed), cutouts / "disc.png", 256, (0, 128), 50)
+        assert cut is not None
+        assert cut.patch.x == 0
+        assert (cut.patch.alpha > 0.5).sum() == pytest.approx(inside.sum() / 2, rel=0.1)
+        assert cut.colours.shape[:2] == cut.patch.alpha.shape == cut.parts.shape
+    assert 2 <= n_round < 8
 
 
 def test_emoji_of_things_are_cutouts_whose_parts_end_at_edges_and_not_in_their_shading(tmp_path: Path) -> None:
