@@ -50,13 +50,11 @@ def place_relief(
     if rng.random() < 0.7:
         heights = heights + rng.uniform(0.2, 0.8) * np.exp(-(((distance - rng.uniform(0.82, 0.93)) / 0.05) ** 2))
     wear = fractal_noise(rng, side, side, 2 ** rng.uniform(1, 4), 0.7) * rng.uniform(0, 0.25)
-    heights = cv2.GaussianBlur(
-        (heights + wear).astype(np.float32), (0, 0), max(0.5, radius * rng.uniform(0.01, 0.04))
-    )
+    softness_px = max(0.5, radius * rng.uniform(0.01, 0.04))
+    heights = cv2.GaussianBlur((heights + wear).astype(np.float32), (0, 0), softness_px)
     light = rng.uniform(0, 2 * math.pi)
-    slope = math.cos(light) * cv2.Sobel(heights, cv2.CV_32F, 1, 0) + math.sin(light) * cv2.Sobel(
-        heights, cv2.CV_32F, 0, 1
-    )
+    along_x, along_y = cv2.Sobel(heights, cv2.CV_32F, 1, 0), cv2.Sobel(heights, cv2.CV_32F, 0, 1)
+    slope = math.cos(light) * along_x + math.sin(light) * along_y
     shine = 1 + np.clip(slope / (slope.std() + 1e-6), -3, 3) * rng.uniform(0.05, 0.25)
     shine *= 1 + rng.uniform(0, 0.25) * (x * math.cos(light) + y * math.sin(light))
     colour = random_colour(rng)

@@ -23,8 +23,8 @@ def describe(error: BaseException) -> str:
     text = " ".join(str(error).split())[:300]
     if isinstance(error, MemoryError) or any(shortage in text for shortage in _SHORTAGES):
         return (
-            f"this machine is short of memory or of threads ({text or type(error).__name__}); it was cut short, "
-            "close something, or take a smaller model, and open the file again"
+            f"this machine is short of memory or of threads ({text or type(error).__name__}); "
+            "stopped here; close something, or take a smaller model, and try again"
         )
     return f"internal error, {type(error).__name__}: {text}; please report it"
 
