@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scene_files import Scene, whole_of_each
-from shapes import FloatMap, Patch
+from shapes import FloatMap, Patch, place
 from textures import FloatImage
 
 _SHARES = (0.004, 0.35)
@@ -55,23 +55,15 @@ def copy_thing(rng: np.random.Generator, scene: Scene, whole: int, centre: tuple
     extent = size * math.exp(rng.uniform(math.log(0.1), math.log(0.7)))
     scale, angle = min(extent / math.sqrt(width * height), _MAX_SCALE), math.radians(rng.normal(0, 15))
     mirror = -1.0 if rng.random() < 0.5 else 1.0
-    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    linear = turn @ np.diag([mirror * scale, scale])
-    corners = np.array([[-1, -1], [1, -1], [-1, 1], [1, 1]]) * (width / 2, height / 2)
-    reach = np.abs(corners @ linear.T).max(0)
-    x0, y0 = (max(0, math.floor(c - r) - 1) for c, r in zip(centre, reach, strict=True))
-    x1, y1 = (min(size, math.ceil(c + r) + 2) for c, r in zip(centre, reach, strict=True))
-    if x1 - x0 < 8 or y1 - y0 < 8:
+    at = place(size, (left, top, width, height), centre, (mirror * scale, scale), angle)
+    if at is None:
         return None
-    shift = np.array(centre) - (x0, y0) - linear @ (left + width / 2, top + height / 2)
-    move = np.column_stack([linear, shift]).astype(np.float32)
-    window_wh = (x1 - x0, y1 - y0)
     # The outermost pixels have the colours of what the thing stood before.
     inner = cv2.erode(mask, np.ones((3, 3), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0)
-    alpha: FloatMap = cv2.warpAffine(inner.astype(np.float32), move, window_wh)
-    colours = cv2.warpAffine(scene.image, move, window_wh).astype(np.float32) * rng.uniform(0.75, 1.2)
-    labels: NDArray[Any] = cv2.warpAffine(scene.regions, move, window_wh, flags=cv2.INTER_NEAREST)
-    return CopiedThing(Patch(y0, x0, alpha), colours, _parts(scene, whole, labels[alpha > 0.5]), labels)
+    alpha: FloatMap = cv2.warpAffine(inner.astype(np.float32), at.move, at.window_wh)
+    colours = cv2.warpAffine(scene.image, at.move, at.window_wh).astype(np.float32) * rng.uniform(0.75, 1.2)
+    labels: NDArray[Any] = cv2.warpAffine(scene.regions, at.move, at.window_wh, flags=cv2.INTER_NEAREST)
+    return CopiedThing(Patch(at.y, at.x, alpha), colours, _parts(scene, whole, labels[alpha > 0.5]), labels)
 
 
 def _parts(scene: Scene, whole: int, present: NDArray[Any]) -> list[int]:

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from shapes import FloatMap, Patch
+from shapes import FloatMap, Patch, place
 from textures import FloatImage, fractal_noise
 
 Bytes = NDArray[Any]
@@ -168,19 +168,12 @@ def place_cutout(
     scale = 2 * radius / math.sqrt(height * width)
     angle = math.radians(rng.normal(0, 12)) if rng.random() < 0.8 else rng.uniform(0, 2 * math.pi)
     mirror = -1.0 if rng.random() < 0.5 else 1.0
-    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    linear = turn @ np.diag([mirror * scale * stretch, scale / stretch])
-    corners = np.array([[0, 0], [width, 0], [0, height], [width, height]]) - (width / 2, height / 2)
-    reach = np.abs(corners @ linear.T).max(0)
-    x0, y0 = (max(0, math.floor(c - r) - 1) for c, r in zip(centre, reach, strict=True))
-    x1, y1 = (min(size, math.ceil(c + r) + 2) for c, r in zip(centre, reach, strict=True))
-    if x1 - x0 < 8 or y1 - y0 < 8:
+    scale_xy = (mirror * scale * stretch, scale / stretch)
+    at = place(size, (0, 0, width, height), centre, scale_xy, angle)
+    if at is None:
         return None
-    shift = np.array(centre) - (x0, y0) - linear @ (width / 2, height / 2)
-    move = np.column_stack([linear, shift]).astype(np.float32)
-    window_wh = (x1 - x0, y1 - y0)
     flags = cv2.INTER_LINEAR if scale > 0.6 else cv2.INTER_AREA
-    placed: FloatMap = cv2.warpAffine(alpha, move, window_wh, flags=flags)
-    surface = cv2.warpAffine(colours, move, window_wh, flags=flags, borderMode=cv2.BORDER_REPLICATE)
-    moved_parts: Bytes = cv2.warpAffine(parts, move, window_wh, flags=cv2.INTER_NEAREST)
-    return PlacedCutout(Patch(y0, x0, placed), _recolour(rng, surface.astype(np.float32)), moved_parts)
+    placed: FloatMap = cv2.warpAffine(alpha, at.move, at.window_wh, flags=flags)
+    surface = cv2.warpAffine(colours, at.move, at.window_wh, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    moved_parts: Bytes = cv2.warpAffine(parts, at.move, at.window_wh, flags=cv2.INTER_NEAREST)
+    return PlacedCutout(Patch(at.y, at.x, placed), _recolour(rng, surface.astype(np.float32)), moved_parts)

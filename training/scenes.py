@@ -267,15 +267,17 @@ def _add_copies(canvas: Canvas, scene: Scene) -> None:
     for whole in rng.permutation(wholes)[: int(rng.integers(1, 5))]:
         centre = (float(rng.uniform(0, size)), float(rng.uniform(0, size)))
         copied = copy_thing(rng, scene, int(whole), centre)
-        if copied is None or np.count_nonzero(copied.patch.alpha > 0.5) < MIN_REGION_PX:
+        if copied is None:
             continue
-        _cast_shadow(canvas, copied.patch, math.sqrt(copied.patch.alpha.size) / 2)
+        inside = copied.patch.alpha > 0.5
+        if np.count_nonzero(inside) < MIN_REGION_PX:
+            continue
         number = canvas.new_region(None)
         if number is None:
             return
         numbers = {int(whole): number}
+        _cast_shadow(canvas, copied.patch, math.sqrt(inside.size) / 2)
         canvas.paint(copied.patch, copied.colours, number, float(rng.choice([0.0, 0.6, 1.2])))
-        inside = copied.patch.alpha > 0.5
         for region in copied.regions:
             numbers[region] = canvas.new_region(numbers[int(scene.parents[region])]) or number
             canvas.regions[copied.patch.window][inside & (copied.labels == region)] = numbers[region]

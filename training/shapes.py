@@ -33,6 +33,40 @@ class Patch:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a turned and scaled box lies on a canvas: its window there, and the (2, 3) matrix that warps into it."""
+
+    y: int
+    x: int
+    window_wh: tuple[int, int]
+    move: FloatMap
+
+
+def place(
+    size: int,
+    box_xywh: tuple[int, int, int, int],
+    centre: tuple[float, float],
+    scale_xy: tuple[float, float],
+    angle: float,
+) -> Placement | None:
+    """A box of a picture, scaled (negative: mirrored), turned by `angle` and around `centre` (x, y) of a canvas.
+
+    None if hardly any of it lies on the canvas, a square of `size` pixels.
+    """
+    left, top, width, height = box_xywh
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    linear = turn @ np.diag(scale_xy)
+    corners = np.array([[-1, -1], [1, -1], [-1, 1], [1, 1]]) * (width / 2, height / 2)
+    reach = np.abs(corners @ linear.T).max(0)
+    x0, y0 = (max(0, math.floor(c - r) - 1) for c, r in zip(centre, reach, strict=True))
+    x1, y1 = (min(size, math.ceil(c + r) + 2) for c, r in zip(centre, reach, strict=True))
+    if x1 - x0 < 8 or y1 - y0 < 8:
+        return None
+    shift = np.array(centre) - (x0, y0) - linear @ (left + width / 2, top + height / 2)
+    return Placement(y0, x0, (x1 - x0, y1 - y0), np.column_stack([linear, shift]).astype(np.float32))
+
+
 def outline(
     rng: np.random.Generator, centre: tuple[float, float], radius: float, family: str, angle: float
 ) -> list[NDArray[np.float64]]:
