@@ -7,6 +7,7 @@ would stand where is needed for it to help.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +21,13 @@ from textures import FloatImage
 
 _SHARES = (0.004, 0.35)
 """Smallest and largest thing, as a share of its scene."""
+_EXTENTS = (0.1, 0.7)
+"""Smallest and largest copy: the root of its box's area, as a share of the canvas's side."""
 _MAX_SCALE = 2.0
 """Beyond it a thing would be too blurred to be in the picture's foreground."""
+TWINS = 0.3
+"""Share of things that come more than once, one before the other: what tells such apart is their borders alone."""
+_MOST_TWINS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +53,23 @@ def things_apart(scene: Scene) -> list[int]:
     return [int(whole) for whole in np.nonzero((shares > _SHARES[0]) & (shares < _SHARES[1]))[0]]
 
 
-def copy_thing(rng: np.random.Generator, scene: Scene, whole: int, centre: tuple[float, float]) -> CopiedThing | None:
+def standings(rng: np.random.Generator, size: int) -> Iterator[tuple[tuple[float, float], float]]:
+    """Where a thing shall be copied to: centre (x, y) and extent in pixels, of one copy or of a few that overlap."""
+    x, y = rng.uniform(0, size, 2)
+    extent_px = size * math.exp(rng.uniform(*np.log(_EXTENTS)))
+    for _ in range(int(rng.integers(2, _MOST_TWINS + 1)) if rng.random() < TWINS else 1):
+        yield (float(x), float(y)), float(extent_px * rng.uniform(0.85, 1.15))
+        x, y = np.array([x, y]) + rng.normal(0, 0.6, 2) * extent_px
+
+
+def copy_thing(
+    rng: np.random.Generator, scene: Scene, whole: int, centre: tuple[float, float], extent_px: float
+) -> CopiedThing | None:
     """A whole of a scene, around `centre` (x, y) of a canvas of the scene's size; None if hardly any lies on it."""
     size = len(scene.regions)
     mask = (whole_of_each(scene.parents)[scene.regions] == whole).astype(np.uint8)
     left, top, width, height = cv2.boundingRect(mask)
-    extent = size * math.exp(rng.uniform(math.log(0.1), math.log(0.7)))
-    scale, angle = min(extent / math.sqrt(width * height), _MAX_SCALE), math.radians(rng.normal(0, 15))
+    scale, angle = min(extent_px / math.sqrt(width * height), _MAX_SCALE), math.radians(rng.normal(0, 15))
     mirror = -1.0 if rng.random() < 0.5 else 1.0
     at = place(size, (left, top, width, height), centre, (mirror * scale, scale), angle)
     if at is None:

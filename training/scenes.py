@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from canvas import MAX_REGIONS, Canvas, shade
-from copies import copy_thing, things_apart
+from copies import CopiedThing, copy_thing, standings, things_apart
 from cutouts import place_cutout
 from reliefs import place_relief
 from scene_files import Scene, read_scene
@@ -262,25 +262,25 @@ def _add_cutouts(canvas: Canvas, files: Sequence[Path]) -> None:
 
 def _add_copies(canvas: Canvas, scene: Scene) -> None:
     """A few things of another scene, parts and all."""
-    rng, size = canvas.rng, canvas.size
-    wholes = things_apart(scene)
-    for whole in rng.permutation(wholes)[: int(rng.integers(1, 5))]:
-        centre = (float(rng.uniform(0, size)), float(rng.uniform(0, size)))
-        copied = copy_thing(rng, scene, int(whole), centre)
-        if copied is None:
-            continue
-        inside = copied.patch.alpha > 0.5
-        if np.count_nonzero(inside) < MIN_REGION_PX:
-            continue
-        number = canvas.new_region(None)
-        if number is None:
-            return
-        numbers = {int(whole): number}
-        _cast_shadow(canvas, copied.patch, math.sqrt(inside.size) / 2)
-        canvas.paint(copied.patch, copied.colours, number, float(rng.choice([0.0, 0.6, 1.2])))
-        for region in copied.regions:
-            numbers[region] = canvas.new_region(numbers[int(scene.parents[region])]) or number
-            canvas.regions[copied.patch.window][inside & (copied.labels == region)] = numbers[region]
+    rng = canvas.rng
+    for whole in rng.permutation(things_apart(scene))[: int(rng.integers(1, 5))]:
+        for centre, extent_px in standings(rng, canvas.size):
+            copied = copy_thing(rng, scene, int(whole), centre, extent_px)
+            if copied is not None:
+                _paint_copy(canvas, scene, copied, int(whole))
+
+
+def _paint_copy(canvas: Canvas, scene: Scene, copied: CopiedThing, whole: int) -> None:
+    inside = copied.patch.alpha > 0.5
+    number = canvas.new_region(None) if np.count_nonzero(inside) >= MIN_REGION_PX else None
+    if number is None:
+        return
+    numbers = {whole: number}
+    _cast_shadow(canvas, copied.patch, math.sqrt(inside.size) / 2)
+    canvas.paint(copied.patch, copied.colours, number, float(canvas.rng.choice([0.0, 0.6, 1.2])))
+    for region in copied.regions:
+        numbers[region] = canvas.new_region(numbers[int(scene.parents[region])]) or number
+        canvas.regions[copied.patch.window][inside & (copied.labels == region)] = numbers[region]
 
 
 def _finish(canvas: Canvas) -> NDArray[np.uint8]:

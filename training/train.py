@@ -97,7 +97,7 @@ class Hyperparameters:
 
 
 LATER_HYPERPARAMETERS = Hyperparameters(
-    encoder_lr=6e-4, decoder_lr=3e-4, warmup=100, decay=0.6, predicted_iou_weight=3.0, spare_output_weight=0.4
+    encoder_lr=6e-4, decoder_lr=3e-4, warmup=100, decay=0.6, predicted_iou_weight=5.0, spare_output_weight=0.7
 )
 """For a start from a checkpoint: many right masks are there then, and it is their predicted IoU that tells them.
 

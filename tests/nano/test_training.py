@@ -1,6 +1,7 @@
 """The training script and its parts: exact algebra, honest data, runs that can be resumed."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from copies import copy_thing, things_apart
+from copies import TWINS, copy_thing, standings, things_apart
 from cutouts import cutout_files, place_cutout
 from decode import decode_prompts
 from losses import pairwise_mask_cost
@@ -234,16 +235,30 @@ def test_things_are_copied_with_their_parts_and_what_the_border_cuts_is_not() ->
     scene = house_between_walls()
     assert things_apart(scene) == [2]
     for seed in range(8):
-        copied = copy_thing(np.random.default_rng(seed), scene, 2, (256.0, 256.0))
+        copied = copy_thing(np.random.default_rng(seed), scene, 2, (256.0, 256.0), 90.0 + 10 * seed)
         assert copied is not None
         assert copied.regions == [3, 4]
         inside = copied.patch.alpha > 0.5
         assert set(np.unique(copied.labels[inside])) == {2, 3, 4}
         for number, share in ((3, 4000 - 600), (4, 600)):
             assert (copied.labels == number)[inside].mean() == pytest.approx(share / 18000, rel=0.15)
+        assert math.sqrt(np.count_nonzero(inside)) == pytest.approx(90 + 10 * seed, rel=0.05)
         y, x = (axis.mean() for axis in np.nonzero(inside))
         assert (copied.patch.y + y, copied.patch.x + x) == pytest.approx((256, 256), abs=2)
-    assert copy_thing(np.random.default_rng(0), scene, 2, (-900.0, 256.0)) is None
+    assert copy_thing(np.random.default_rng(0), scene, 2, (-900.0, 256.0), 90.0) is None
+
+
+def test_some_things_are_copied_a_few_times_so_that_the_copies_overlap() -> None:
+    rng = np.random.default_rng(0)
+    groups = [list(standings(rng, SCENE_SIZE)) for _ in range(400)]
+    assert sum(len(group) > 1 for group in groups) / len(groups) == pytest.approx(TWINS, abs=0.07)
+    for group in groups:
+        extents_px = [extent_px for _, extent_px in group]
+        assert max(extents_px) < 1.4 * min(extents_px)
+    steps = [
+        math.dist(one, other) / extent_px for group in groups for (one, extent_px), (other, _) in pairwise(group)
+    ]
+    assert 0.3 < np.median(steps) < 1
 
 
 def test_rendered_scenes_hold_things_of_others_and_their_parts_belong_to_them(tmp_path: Path) -> None:
