@@ -65,7 +65,10 @@ def standings(rng: np.random.Generator, size: int) -> Iterator[tuple[tuple[float
 def copy_thing(
     rng: np.random.Generator, scene: Scene, whole: int, centre: tuple[float, float], extent_px: float
 ) -> CopiedThing | None:
-    """A whole of a scene, around `centre` (x, y) of a canvas of the scene's size; None if hardly any lies on it."""
+    """A whole of a scene, around `centre` (x, y) of a canvas of the scene's size; None if hardly any lies on it.
+
+    `extent_px` is the root of its box's area, if that does not take more than twice its size.
+    """
     size = len(scene.regions)
     mask = (whole_of_each(scene.parents)[scene.regions] == whole).astype(np.uint8)
     left, top, width, height = cv2.boundingRect(mask)

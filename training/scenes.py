@@ -198,17 +198,24 @@ def _add_cluster(canvas: Canvas) -> None:
         _add_thing(canvas, member, place, radius * rng.uniform(0.75, 1.3), angle)
 
 
+def _stand(canvas: Canvas, patch: Patch, radius: float) -> int | None:
+    """The number of a new whole whose shadow lies there now; None if it is too small or there are too many."""
+    whole = canvas.new_region(None) if np.count_nonzero(patch.alpha > 0.5) >= MIN_REGION_PX else None
+    if whole is not None:
+        _cast_shadow(canvas, patch, radius)
+    return whole
+
+
 def _add_cutout(
     canvas: Canvas, path: Path, centre: tuple[float, float], radius: float, *, is_struck: bool = False
 ) -> None:
     rng = canvas.rng
     placed = (place_relief if is_struck else place_cutout)(rng, path, canvas.size, centre, radius)
-    if placed is None or (placed.patch.alpha > 0.5).sum() < MIN_REGION_PX:
+    if placed is None:
         return
-    whole = canvas.new_region(None)
+    whole = _stand(canvas, placed.patch, radius)
     if whole is None:
         return
-    _cast_shadow(canvas, placed.patch, radius)
     surface = placed.colours
     shade(rng, placed.patch, surface)
     canvas.paint(placed.patch, surface, whole, float(rng.choice([0.0, 0.6, 1.2], p=[0.4, 0.4, 0.2])))
@@ -271,13 +278,11 @@ def _add_copies(canvas: Canvas, scene: Scene) -> None:
 
 
 def _paint_copy(canvas: Canvas, scene: Scene, copied: CopiedThing, whole: int) -> None:
-    inside = copied.patch.alpha > 0.5
-    number = canvas.new_region(None) if np.count_nonzero(inside) >= MIN_REGION_PX else None
+    number = _stand(canvas, copied.patch, math.sqrt(copied.patch.alpha.size) / 2)
     if number is None:
         return
-    numbers = {whole: number}
-    _cast_shadow(canvas, copied.patch, math.sqrt(inside.size) / 2)
     canvas.paint(copied.patch, copied.colours, number, float(canvas.rng.choice([0.0, 0.6, 1.2])))
+    numbers, inside = {whole: number}, copied.patch.alpha > 0.5
     for region in copied.regions:
         numbers[region] = canvas.new_region(numbers[int(scene.parents[region])]) or number
         canvas.regions[copied.patch.window][inside & (copied.labels == region)] = numbers[region]
