@@ -9,10 +9,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from scene_files import UNLABELLED
 from shapes import Patch
 from textures import FloatImage, random_colour
 
-MAX_REGIONS = 255
+MAX_REGIONS = UNLABELLED
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from scene_files import Scene, whole_of_each
+from scene_files import UNLABELLED, Scene, whole_of_each
 from shapes import FloatMap, Patch, place
 from textures import FloatImage
 
@@ -48,6 +48,7 @@ def things_apart(scene: Scene) -> list[int]:
     """Wholes of a scene that its border does not cut, neither specks nor what fills it."""
     wholes = whole_of_each(scene.parents)[scene.regions]
     shares = np.bincount(wholes.ravel(), minlength=256) / wholes.size
+    shares[UNLABELLED] = 0
     for side in (wholes[0], wholes[-1], wholes[:, 0], wholes[:, -1]):
         shares[side] = 0
     return [int(whole) for whole in np.nonzero((shares > _SHARES[0]) & (shares < _SHARES[1]))[0]]

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from scene_files import UNLABELLED
+
 CROSS_ENTROPY_WEIGHT = 2.0
 """To dice. Plain cross entropy, not Segment Anything's focal loss: that leaves logits so near zero in a short
 training that no mask is stable.
@@ -77,7 +79,8 @@ class DenseHelp(nn.Module):
     """Losses on the embedding alone; they teach the encoder long before the decoder can. Not part of the model.
 
     Cells of one region shall be alike and others not (balanced cross entropy on cosines, at the level of parts and of
-    wholes), and a linear map of a cell shall tell the borders inside it at stride 2.
+    wholes), and a linear map of a cell shall tell the borders inside it at stride 2. Nothing is asked of what is not
+    labelled, but for its border.
     """
 
     def __init__(self, embed_dim: int) -> None:
@@ -100,12 +103,16 @@ class DenseHelp(nn.Module):
         border[:, :, 1:] = (regions[:, :, 1:] != regions[:, :, :-1]).float()
         border[:, 1:] = torch.maximum(border[:, 1:], (regions[:, 1:] != regions[:, :-1]).float())
         loss = functional.binary_cross_entropy_with_logits(logits, border, reduction="none")
-        weight = 1 + 4 * border
+        known = regions != UNLABELLED
+        weight = (1 + 4 * border) * (known | (border > 0))
         return torch.as_tensor(likeness), (loss * weight).sum() / weight.sum()
 
 
 def _likeness(unit: Tensor, labels: Tensor) -> Tensor:
     same = (labels[:, :, None] == labels[:, None]).float()
     loss = functional.binary_cross_entropy_with_logits(8 * unit @ unit.transpose(1, 2) - 4, same, reduction="none")
-    different = 1 - same
-    return 0.5 * ((loss * same).sum() / same.sum() + (loss * different).sum() / different.sum().clamp(min=1))
+    known = (labels != UNLABELLED).float()
+    known = known[:, :, None] * known[:, None]
+    same, different = same * known, (1 - same) * known
+    alike, apart = ((loss * pairs).sum() / pairs.sum().clamp(min=1) for pairs in (same, different))
+    return 0.5 * (alike + apart)

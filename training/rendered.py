@@ -34,7 +34,7 @@ from meshes import (
     turned_body,
 )
 from rendering import Camera, Ints, Light, World
-from scene_files import Scene, write_scene
+from scene_files import Scene, parents_table, write_scene
 from scenes import MIN_REGION_PX, SCENE_SIZE
 from surroundings import painted, panorama_files, photographed
 from textures import random_colour, texture
@@ -296,9 +296,7 @@ def _number_regions(thing: Ints, material: Ints, things: int) -> tuple[NDArray[n
             if np.count_nonzero(inside) >= MIN_REGION_PX:
                 regions[inside] = len(parents)
                 parents.append(whole)
-    table = np.zeros(MAX_REGIONS, np.uint8)
-    table[: len(parents)] = parents
-    return regions, table
+    return regions, parents_table(parents)
 
 
 def render_scene(seed: int, index: int, furniture: Path, panoramas: Path | None = None) -> Scene:

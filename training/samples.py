@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scene_files import Scene, whole_of_each
+from scene_files import UNLABELLED, Scene, whole_of_each
 from scenes import SCENE_SIZE, Ingredients, make_scene
 
 Bytes = NDArray[Any]
@@ -123,27 +123,32 @@ def right_answers(regions: Bytes, parents: Bytes, table: Bytes, y: int, x: int) 
 
 
 def make_sample(rng: np.random.Generator, scene: Scene, size: int, prompts: int) -> tuple[NDArray[np.generic], ...]:
-    """One image of a batch: the fields of `Batch` without the first axis."""
-    image, regions, valid_hw = random_view(rng, scene, size)
+    """One image of a batch: the fields of `Batch` without the first axis. Prompts are where something is labelled."""
+    smallest_px = max(12.0, 5e-4 * size * size)
+    while True:
+        image, regions, valid_hw = random_view(rng, scene, size)
+        areas = np.bincount(regions.ravel(), minlength=256)[:UNLABELLED]
+        present = np.nonzero(areas >= smallest_px)[0]
+        if len(present):
+            break
     table = ancestry(scene.parents)
     half = size // 2
     points = np.empty((prompts, 2), np.float32)
     boxes = np.empty((prompts, 4), np.float32)
     targets = np.empty((prompts, LEVELS, half, half), np.uint8)
     valid = np.zeros((prompts, LEVELS), bool)
-    smallest_px = max(12.0, 5e-4 * size * size)
-    areas = np.bincount(regions.ravel(), minlength=256)[:255]
-    present = np.nonzero(areas >= smallest_px)[0]
     frequency = np.sqrt(areas[present])
     done = attempts = 0
     while done < prompts:
         attempts += 1
-        if rng.random() < 0.5 or len(present) == 0:
+        if rng.random() < 0.5:
             y, x = int(rng.integers(valid_hw[0])), int(rng.integers(valid_hw[1]))
         else:
             ys, xs = np.nonzero(regions == rng.choice(present, p=frequency / frequency.sum()))
             pick = int(rng.integers(len(ys)))
             y, x = int(ys[pick]), int(xs[pick])
+        if regions[y, x] == UNLABELLED:
+            continue
         answers = right_answers(regions, scene.parents, table, y, x)
         large = [mask for mask in answers if np.count_nonzero(mask) >= smallest_px]
         if not large and attempts < 50 * prompts:

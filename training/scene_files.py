@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+UNLABELLED = 254
+"""The region of pixels of which nobody said what they are; it is in outlined photographs only."""
+
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """`image` (S, S, 3) uint8 RGB; `regions` (S, S) uint8, the topmost region of each pixel.
+    """`image` (S, S, 3) uint8 RGB; `regions` (S, S) uint8, the topmost region of each pixel,
+    or `UNLABELLED`.
 
     `parents` (255,) uint8: the region that a region is a part of, itself for a whole. A region's whole extent is
     itself and all regions below it in that tree.
@@ -34,6 +39,13 @@ def read_scene(path: Path) -> Scene:
     """A scene that `write_scene` wrote."""
     with np.load(path) as fields:
         return Scene(fields["image"], fields["regions"], fields["parents"])
+
+
+def parents_table(parents: Sequence[int]) -> NDArray[np.uint8]:
+    """`Scene.parents` of the regions 0, 1, ... with these parents."""
+    table = np.arange(255, dtype=np.uint8)
+    table[: len(parents)] = parents
+    return table
 
 
 def whole_of_each(parents: NDArray[np.uint8]) -> NDArray[np.uint8]:

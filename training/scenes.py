@@ -11,24 +11,33 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from canvas import MAX_REGIONS, Canvas, shade
+from canvas import Canvas, shade
 from copies import CopiedThing, copy_thing, standings, things_apart
 from cutouts import place_cutout
+from photographs import mosaic, square_view
 from reliefs import place_relief
-from scene_files import Scene, read_scene
+from scene_files import UNLABELLED, Scene, parents_table, read_scene
 from shapes import Patch, half_plane, random_family, random_patch
 from textures import FloatImage, fractal_noise, random_colour, similar_colour, texture
 
 SCENE_SIZE = 512
 MIN_REGION_PX = 40
+MOSAICS = 0.25
+"""Share of photographs that come four at a time."""
+PHOTOGRAPHED_COPIES = 0.5
+"""Share of copied things that come from photographs, if there are any."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ingredients:
-    """What scenes may hold beside drawn shapes: files for `cutouts.place_cutout`, and scenes of `rendered.py`."""
+    """What scenes may hold beside drawn shapes.
+
+    Files for `cutouts.place_cutout`, scenes of `rendered.py`, and those of `photographs.py`.
+    """
 
     cutouts: Sequence[Path] = ()
     rendered: Sequence[Path] = ()
+    photographs: Sequence[Path] = ()
 
 
 def _surface(rng: np.random.Generator, patch: Patch, colour: FloatImage, strength: float) -> FloatImage:
@@ -311,38 +320,50 @@ def _finish(canvas: Canvas) -> NDArray[np.uint8]:
     return np.ascontiguousarray(finished)
 
 
-def _rendered_scene(rng: np.random.Generator, ingredients: Ingredients) -> Scene:
-    """One of the rendered scenes, often with flat things or another one's before it, through another camera."""
-    files = ingredients.rendered
-    scene = read_scene(files[int(rng.integers(len(files)))])
-    parents = [int(parent) for parent in scene.parents[: int(scene.regions.max()) + 1]]
+def _any_of(rng: np.random.Generator, files: Sequence[Path]) -> Scene:
+    return read_scene(files[int(rng.integers(len(files)))])
+
+
+def _photographed(rng: np.random.Generator, files: Sequence[Path]) -> Scene:
+    if rng.random() < MOSAICS:
+        return mosaic(rng, [_any_of(rng, files) for _ in range(4)], SCENE_SIZE)
+    return square_view(rng, _any_of(rng, files), SCENE_SIZE)
+
+
+def _with_others(rng: np.random.Generator, scene: Scene, ingredients: Ingredients) -> Scene:
+    """A scene, often with flat things or another one's before it, through another camera."""
+    labels = scene.regions[scene.regions != UNLABELLED]
+    parents = [int(parent) for parent in scene.parents[: int(labels.max(initial=0)) + 1]]
     canvas = Canvas(rng, SCENE_SIZE, scene.image.astype(np.float32), scene.regions, parents)
     if rng.random() < 0.12:
         _add_things(canvas)
     elif ingredients.cutouts and rng.random() < 0.2:
         _add_cutouts(canvas, ingredients.cutouts)
     elif rng.random() < 0.4:
-        _add_copies(canvas, read_scene(files[int(rng.integers(len(files)))]))
+        if ingredients.photographs and (not ingredients.rendered or rng.random() < PHOTOGRAPHED_COPIES):
+            _add_copies(canvas, _photographed(rng, ingredients.photographs))
+        else:
+            _add_copies(canvas, _any_of(rng, ingredients.rendered))
     return _as_scene(canvas)
 
 
 def _as_scene(canvas: Canvas) -> Scene:
-    parents = np.zeros(MAX_REGIONS, np.uint8)
-    parents[: len(canvas.parents)] = canvas.parents
-    return Scene(_finish(canvas), canvas.regions, parents)
+    return Scene(_finish(canvas), canvas.regions, parents_table(canvas.parents))
 
 
 def make_scene(seed: int, index: int, ingredients: Ingredients | None = None) -> Scene:
     """Scene number `index` of the endless series that `seed` names; always the same one.
 
-    With `ingredients` more than half of the scenes are rendered ones and most of the others hold cutouts, if there
-    are any.
+    With `ingredients` three in ten scenes are photographs, more than half of the others are rendered, and most of
+    the rest hold cutouts, if there are any.
     """
     rng = np.random.default_rng((seed, index))
     size = SCENE_SIZE
     ingredients = ingredients or Ingredients()
+    if ingredients.photographs and rng.random() < 0.3:
+        return _with_others(rng, _photographed(rng, ingredients.photographs), ingredients)
     if ingredients.rendered and rng.random() < 0.6:
-        return _rendered_scene(rng, ingredients)
+        return _with_others(rng, _any_of(rng, ingredients.rendered), ingredients)
     cutouts = ingredients.cutouts
     base = texture(rng, size, size, random_colour(rng), float(rng.choice([0.2, 0.6, 1.3])))
     canvas = Canvas(rng, size, base, np.zeros((size, size), np.uint8))

@@ -4,7 +4,7 @@
     python training/train.py --run OTHER --start DIR/nano.safetensors    # goes on, through LATER_STAGES
 
 A later run has the batch norms folded away, cutouts in its scenes (see `cutouts`) if they are installed, and, with
-`--rendered DIR`, the scenes that `rendered.py` wrote there.
+`--rendered DIR`, the scenes that `rendered.py` wrote there; with `--photographs DIR`, those of `photographs.py`.
 It logs to DIR/log.jsonl, keeps DIR/last.pt to resume from (run the same command again), and writes the averaged
 weights to DIR/nano.safetensors. Everything runs at the lowest priority: one single-threaded process for each core,
 that meets the others once a step to average gradients (threads would meet at every operation, and wait for each
@@ -286,7 +286,8 @@ def train_process(rank: int, processes: int, arguments: argparse.Namespace) -> N
     if arguments.start:
         rendered = tuple(file for folder in arguments.rendered for file in sorted(folder.glob("*.npz")))
         cutouts = tuple(file for folder in arguments.cutouts for file in cutout_files(folder))
-        ingredients = Ingredients(cutouts, rendered)
+        photographs = tuple(sorted(arguments.photographs.glob("*.npz"))) if arguments.photographs else ()
+        ingredients = Ingredients(cutouts, rendered, photographs)
     if processes > 1:
         meeting_point = f"file://{folder.resolve()}/meeting_point_{os.getppid()}"
         dist.init_process_group("gloo", init_method=meeting_point, rank=rank, world_size=processes)
@@ -348,6 +349,7 @@ def main() -> None:
         "--cutouts", type=Path, nargs="+", default=[OPEN_CLIP_ART], help="folders of pictures of things, if there"
     )
     parser.add_argument("--rendered", type=Path, nargs="+", default=[], help="folders of rendered scenes")
+    parser.add_argument("--photographs", type=Path, help="folder that photographs.py wrote")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop, resumably, after this time")
     parser.add_argument("--learning-rate", type=float, default=1.0, help="times the usual ones")
     parser.add_argument(

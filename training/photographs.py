@@ -1,0 +1,113 @@
+"""Outlined photographs as scenes: `python training/photographs.py --out DIR [--package /usr/share/gcompris-qt/rcc]`.
+
+What drawn and rendered scenes lack is what real things look like. `outlines/` has the outlines of the things in some
+photographs of GCompris 3.1 (Debian: `apt install gcompris-qt-data`), only of such as are in the public domain or
+under CC0 or CC-BY by its own lists; `outlines/index.json` names author, source and licence of each. Not everything in
+them is outlined: other pixels are `UNLABELLED`. PySide6 reads the package's files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from scene_files import UNLABELLED, Scene, parents_table, write_scene
+
+OUTLINES = Path(__file__).parent / "outlines"
+PACKAGE = Path("/usr/share/gcompris-qt/rcc")
+
+
+def index() -> dict[str, dict[str, Any]]:
+    """What is known of each outlined photograph, by its name, which is that of its file in `OUTLINES` too.
+
+    `file` in the package, `author`, `source`, `licence`, `held_out` from the training, and `things`: `name` and
+    `parent` (the number of the thing that it is a part of, its own if of none) of each value in the outlines' file.
+    """
+    found: dict[str, dict[str, Any]] = json.loads((OUTLINES / "index.json").read_text())
+    return found
+
+
+def outlined(name: str, image: NDArray[np.uint8]) -> Scene:
+    """The photograph `name`, whose RGB image (H, W, 3) is given, as a scene of the size of its outlines, (h, w)."""
+    regions = cv2.imread(str(OUTLINES / f"{name}.png"), cv2.IMREAD_GRAYSCALE)
+    if regions is None:
+        raise FileNotFoundError(OUTLINES / f"{name}.png")
+    size_wh = (regions.shape[1], regions.shape[0])
+    scaled = image if image.shape[:2] == regions.shape else cv2.resize(image, size_wh, interpolation=cv2.INTER_AREA)
+    parents = [thing["parent"] for thing in index()[name]["things"]]
+    return Scene(np.asarray(scaled, np.uint8), np.asarray(regions, np.uint8), parents_table(parents))
+
+
+def square_view(rng: np.random.Generator, photograph: Scene, size: int) -> Scene:
+    """Most of a photograph as a square scene: what is too long of it is half cut off, half squeezed."""
+    height, width = photograph.regions.shape
+    kept_aspect = math.sqrt(width / height)
+    crop_hw = (min(height, round(width / kept_aspect)), min(width, round(height * kept_aspect)))
+    y, x = (int(rng.integers(whole - part + 1)) for whole, part in zip((height, width), crop_hw, strict=True))
+    window = np.s_[y : y + crop_hw[0], x : x + crop_hw[1]]
+    flags = cv2.INTER_AREA if min(crop_hw) > size else cv2.INTER_CUBIC
+    return Scene(
+        np.asarray(cv2.resize(photograph.image[window], (size, size), interpolation=flags), np.uint8),
+        np.asarray(cv2.resize(photograph.regions[window], (size, size), interpolation=cv2.INTER_NEAREST), np.uint8),
+        photograph.parents,
+    )
+
+
+def mosaic(rng: np.random.Generator, four: list[Scene], size: int) -> Scene:
+    """Four photographs as the quarters of a square scene: their things are smaller and sharper.
+
+    Bochkovskiy et al. 2020, YOLOv4: Optimal Speed and Accuracy of Object Detection.
+    """
+    image = np.empty((size, size, 3), np.uint8)
+    regions = np.empty((size, size), np.uint8)
+    parents: list[int] = []
+    for number, photograph in enumerate(four):
+        quarter = square_view(rng, photograph, size // 2)
+        y, x = (size // 2 * part for part in divmod(number, 2))
+        window = np.s_[y : y + size // 2, x : x + size // 2]
+        labelled = quarter.regions != UNLABELLED
+        image[window] = quarter.image
+        regions[window] = np.where(labelled, quarter.regions + len(parents), UNLABELLED)
+        things = int(quarter.regions[labelled].max(initial=0)) + 1
+        parents += [int(parent) + len(parents) for parent in quarter.parents[:things]]
+    return Scene(image, regions, parents_table(parents))
+
+
+def read_packaged(package: Path, file: str) -> NDArray[np.uint8]:
+    """RGB image (H, W, 3) of `file`, such as `erase/resource/tiger.webp`, in a folder of GCompris's resources."""
+    from PySide6.QtCore import QFile, QIODevice, QResource  # large, and nothing else needs it
+
+    resource = package / f"{file.split('/', maxsplit=1)[0]}.rcc"
+    if not QResource.registerResource(str(resource)):
+        raise FileNotFoundError(f"{resource}: no resource file of GCompris; see --package")
+    opened = QFile(f":/gcompris/src/activities/{file}")
+    if not opened.open(QIODevice.OpenModeFlag.ReadOnly):
+        raise FileNotFoundError(f"{resource}: has no {file}; GCompris 3.1 has")
+    image = cv2.imdecode(np.frombuffer(opened.readAll().data(), np.uint8), cv2.IMREAD_COLOR)
+    if image is None:
+        raise ValueError(f"{file} in {resource}: not an image")
+    return np.ascontiguousarray(image[:, :, ::-1], np.uint8)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for one file for each photograph")
+    parser.add_argument("--package", type=Path, default=PACKAGE, help="folder of GCompris's resource files")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for name, known in index().items():
+        if not known["held_out"]:
+            image = read_packaged(arguments.package, known["file"])
+            write_scene(arguments.out / f"{name}.npz", outlined(name, image))
+
+
+if __name__ == "__main__":
+    main()
