@@ -4,7 +4,7 @@ On synthetic scenes that no training saw (fixed seed): the best of three masks f
 and precision of automatic masks, and how far predicted IoU is from real IoU. On photographs that no training saw:
 how well the automatic masks fit the outlines that were drawn by hand around their main things (photographs.json),
 and pictures to look at. The settings of nano were chosen with some of them (`photograph_...`), without the others
-(`unseen_...`).
+(`unseen_...`). And on those of the training's outlined photographs that were held out of it (`outlined_...`).
 Prints a table, or JSON with `--json`.
 """
 
@@ -32,6 +32,7 @@ from rerun_loader_sam.models.registry import checkpoint_generator_parameters
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "training"))
 
+from photographs import index, outlined  # noqa: E402
 from samples import ancestry, right_answers  # noqa: E402
 from scene_files import Scene  # noqa: E402
 from scenes import make_scene  # noqa: E402
@@ -58,6 +59,10 @@ HELD_OUT_PHOTOGRAPHS = (
 """Of scikit-image's; none of them is in training/textures.py."""
 UNSEEN_PHOTOGRAPHS = Path(__file__).parent / "photographs"
 """A folder of others, that no training saw either."""
+OUTLINED_PHOTOGRAPHS = UNSEEN_PHOTOGRAPHS / "outlined"
+"""Those in training/outlines that are held out."""
+INSIDE, FRAGMENT_IOU = 0.85, 0.5
+"""A mask is a fragment of a thing if so much of it is inside, and it has less IoU with any thing or part."""
 
 Masks = NDArray[np.bool_]
 SegmentedPhotograph = tuple[str, NDArray[Any], list[dict[str, Any]]]
@@ -181,6 +186,29 @@ def photograph_figures(segmented: list[SegmentedPhotograph], kind: str) -> dict[
     return {f"{kind}_iou": float(np.mean(best)), f"{kind}_well_found": float(np.mean(found))}
 
 
+def outlined_figures(segmented: list[SegmentedPhotograph]) -> dict[str, float]:
+    """As `photograph_figures`, for the wholes in `OUTLINED_PHOTOGRAPHS`; and how many fragments lie in each whole."""
+    best, found, fragments = [], [], []
+    for title, image, records in segmented:
+        name = Path(title).stem
+        scene = outlined(name, image)
+        table = ancestry(scene.parents)
+        numbers = np.arange(len(index()[name]["things"]))
+        things = np.stack([table[:, number][scene.regions] for number in numbers]).astype(bool)
+        is_whole = scene.parents[numbers] == numbers
+        masks = [np.asarray(record["segmentation"], bool) for record in records] or [np.zeros(image.shape[:2], bool)]
+        iou = pairwise_iou(np.stack(masks), things)
+        best.append(iou.max(0)[is_whole].mean())
+        found.append((iou.max(0)[is_whole] >= WELL_FOUND_IOU).mean())
+        loose = [mask for mask, values in zip(masks, iou, strict=True) if mask.any() and values.max() < FRAGMENT_IOU]
+        fragments.append(np.mean([sum(whole[mask].mean() > INSIDE for mask in loose) for whole in things[is_whole]]))
+    return {
+        "outlined_iou": float(np.mean(best)),
+        "outlined_well_found": float(np.mean(found)),
+        "outlined_fragments": float(np.mean(fragments)),
+    }
+
+
 def overlay(image: NDArray[np.uint8], records: list[dict[str, Any]]) -> NDArray[np.uint8]:
     """Masks in colour over an image, the large ones first, with their borders."""
     rng = np.random.default_rng(3)
@@ -198,13 +226,16 @@ def overlay(image: NDArray[np.uint8], records: list[dict[str, Any]]) -> NDArray[
 
 
 def photographs() -> dict[str, list[tuple[str, NDArray[Any]]]]:
-    """Name and RGB image of each of `HELD_OUT_PHOTOGRAPHS` (`photograph`) and `UNSEEN_PHOTOGRAPHS` (`unseen`)."""
+    """Name and RGB image of the photographs of each kind that figures are named after."""
     import skimage
 
     folder = Path(skimage.__file__).parent / "data"
     return {
         "photograph": [_read_photograph(folder / name) for name in HELD_OUT_PHOTOGRAPHS],
         "unseen": [_read_photograph(path) for path in sorted(UNSEEN_PHOTOGRAPHS.glob("*.jpg"))],
+        "outlined": [
+            _read_photograph(OUTLINED_PHOTOGRAPHS / f"{name}.webp") for name, k in index().items() if k["held_out"]
+        ],
     }
 
 
@@ -254,7 +285,7 @@ def main() -> None:
         generator = AutomaticMaskGenerator(sam, **parameters)
         for kind, images in all_photographs.items():
             segmented = [(title, image, generator.generate(image)) for title, image in images]
-            figures |= photograph_figures(segmented, kind)
+            figures |= outlined_figures(segmented) if kind == "outlined" else photograph_figures(segmented, kind)
             if arguments.pictures:
                 write_pictures(arguments.pictures, path.stem, segmented)
         results.append({"checkpoint": path.name, "scenes": len(scenes), **figures})
