@@ -3,7 +3,7 @@
 What drawn and rendered scenes lack is what real things look like. `outlines/` has the outlines of the things in some
 photographs of GCompris 3.1 (Debian: `apt install gcompris-qt-data`), only of such as are in the public domain or
 under CC0 or CC-BY by its own lists; `outlines/index.json` names author, source and licence of each. Not everything in
-them is outlined: other pixels are `UNLABELLED`. PySide6 reads the package's files.
+them is outlined: other pixels are `UNLABELLED`. PySide6 reads the package's files (`pip install PySide6-Essentials`).
 """
 
 from __future__ import annotations
