@@ -68,7 +68,7 @@ SHIPPED_IMG_SIZE = 384
 GENERATOR_DEFAULTS: dict[str, float | int] = {
     "points_per_side": 24,
     "pred_iou_thresh": 0.3,
-    "stability_score_thresh": 0.6,
+    "stability_score_thresh": 0.55,
     "box_nms_thresh": 0.7,
     "min_mask_region_area": 150,
 }
