@@ -176,19 +176,29 @@ def photograph_figures(segmented: list[SegmentedPhotograph], kind: str) -> dict[
     Both are means over photographs of the means over their things: 24 coins count as much as one cup and saucer.
     """
     outlines = json.loads(OUTLINES.read_text())
-    best, found = [], []
+    best = []
     for name, image, records in segmented:
         wanted = np.stack([drawn(outline, image.shape[:2]) for outline in outlines[name].values()])
-        masks = [np.asarray(record["segmentation"], bool) for record in records] or [np.zeros(image.shape[:2], bool)]
-        iou = pairwise_iou(np.stack(masks), wanted).max(0)
-        best.append(iou.mean())
-        found.append((iou >= WELL_FOUND_IOU).mean())
-    return {f"{kind}_iou": float(np.mean(best)), f"{kind}_well_found": float(np.mean(found))}
+        best.append(pairwise_iou(_masks(image, records), wanted).max(0))
+    return _found_figures(best, kind)
+
+
+def _masks(image: NDArray[Any], records: list[dict[str, Any]]) -> Masks:
+    """(N, H, W); an empty one if there are no records."""
+    return np.stack([np.asarray(r["segmentation"], bool) for r in records] or [np.zeros(image.shape[:2], bool)])
+
+
+def _found_figures(best: list[NDArray[np.float32]], kind: str) -> dict[str, float]:
+    """Of the best IoU of each thing, one array for each photograph."""
+    return {
+        f"{kind}_iou": float(np.mean([iou.mean() for iou in best])),
+        f"{kind}_well_found": float(np.mean([(iou >= WELL_FOUND_IOU).mean() for iou in best])),
+    }
 
 
 def outlined_figures(segmented: list[SegmentedPhotograph]) -> dict[str, float]:
     """As `photograph_figures`, for the wholes in `OUTLINED_PHOTOGRAPHS`; and how many fragments lie in each whole."""
-    best, found, fragments = [], [], []
+    best, fragments = [], []
     for title, image, records in segmented:
         name = Path(title).stem
         scene = outlined(name, image)
@@ -196,17 +206,12 @@ def outlined_figures(segmented: list[SegmentedPhotograph]) -> dict[str, float]:
         numbers = np.arange(len(index()[name]["things"]))
         things = np.stack([table[:, number][scene.regions] for number in numbers]).astype(bool)
         is_whole = scene.parents[numbers] == numbers
-        masks = [np.asarray(record["segmentation"], bool) for record in records] or [np.zeros(image.shape[:2], bool)]
-        iou = pairwise_iou(np.stack(masks), things)
-        best.append(iou.max(0)[is_whole].mean())
-        found.append((iou.max(0)[is_whole] >= WELL_FOUND_IOU).mean())
+        masks = _masks(image, records)
+        iou = pairwise_iou(masks, things)
+        best.append(iou.max(0)[is_whole])
         loose = [mask for mask, values in zip(masks, iou, strict=True) if mask.any() and values.max() < FRAGMENT_IOU]
         fragments.append(np.mean([sum(whole[mask].mean() > INSIDE for mask in loose) for whole in things[is_whole]]))
-    return {
-        "outlined_iou": float(np.mean(best)),
-        "outlined_well_found": float(np.mean(found)),
-        "outlined_fragments": float(np.mean(fragments)),
-    }
+    return _found_figures(best, "outlined") | {"outlined_fragments": float(np.mean(fragments))}
 
 
 def overlay(image: NDArray[np.uint8], records: list[dict[str, Any]]) -> NDArray[np.uint8]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from scene_files import UNLABELLED, Scene, parents_table, write_scene
+from scene_files import UNLABELLED, Scene, parents_of_labelled, parents_table, write_scene
 
 OUTLINES = Path(__file__).parent / "outlines"
 PACKAGE = Path("/usr/share/gcompris-qt/rcc")
 
 
+@cache
 def index() -> dict[str, dict[str, Any]]:
     """What is known of each outlined photograph, by its name, which is that of its file in `OUTLINES` too.
 
@@ -75,8 +77,7 @@ def mosaic(rng: np.random.Generator, four: list[Scene], size: int) -> Scene:
         labelled = quarter.regions != UNLABELLED
         image[window] = quarter.image
         regions[window] = np.where(labelled, quarter.regions + len(parents), UNLABELLED)
-        things = int(quarter.regions[labelled].max(initial=0)) + 1
-        parents += [int(parent) + len(parents) for parent in quarter.parents[:things]]
+        parents += [parent + len(parents) for parent in parents_of_labelled(quarter)]
     return Scene(image, regions, parents_table(parents))
 
 

@@ -15,8 +15,8 @@ UNLABELLED = 254
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """`image` (S, S, 3) uint8 RGB; `regions` (S, S) uint8, the topmost region of each pixel,
-    or `UNLABELLED`.
+    """`image` (S, S, 3) uint8 RGB; `regions` (S, S) uint8, the topmost region of each
+    pixel, or `UNLABELLED`; H, W instead of S, S for a whole photograph.
 
     `parents` (255,) uint8: the region that a region is a part of, itself for a whole. A region's whole extent is
     itself and all regions below it in that tree.
@@ -46,6 +46,12 @@ def parents_table(parents: Sequence[int]) -> NDArray[np.uint8]:
     table = np.arange(255, dtype=np.uint8)
     table[: len(parents)] = parents
     return table
+
+
+def parents_of_labelled(scene: Scene) -> list[int]:
+    """The parents of the regions 0, 1, ... up to the last one that is in the scene."""
+    labels = scene.regions[scene.regions != UNLABELLED]
+    return [int(parent) for parent in scene.parents[: int(labels.max(initial=0)) + 1]]
 
 
 def whole_of_each(parents: NDArray[np.uint8]) -> NDArray[np.uint8]:

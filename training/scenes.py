@@ -16,7 +16,7 @@ from copies import CopiedThing, copy_thing, standings, things_apart
 from cutouts import place_cutout
 from photographs import mosaic, square_view
 from reliefs import place_relief
-from scene_files import UNLABELLED, Scene, parents_table, read_scene
+from scene_files import Scene, parents_of_labelled, parents_table, read_scene
 from shapes import Patch, half_plane, random_family, random_patch
 from textures import FloatImage, fractal_noise, random_colour, similar_colour, texture
 
@@ -332,9 +332,7 @@ def _photographed(rng: np.random.Generator, files: Sequence[Path]) -> Scene:
 
 def _with_others(rng: np.random.Generator, scene: Scene, ingredients: Ingredients) -> Scene:
     """A scene, often with flat things or another one's before it, through another camera."""
-    labels = scene.regions[scene.regions != UNLABELLED]
-    parents = [int(parent) for parent in scene.parents[: int(labels.max(initial=0)) + 1]]
-    canvas = Canvas(rng, SCENE_SIZE, scene.image.astype(np.float32), scene.regions, parents)
+    canvas = Canvas(rng, SCENE_SIZE, scene.image.astype(np.float32), scene.regions, parents_of_labelled(scene))
     if rng.random() < 0.12:
         _add_things(canvas)
     elif ingredients.cutouts and rng.random() < 0.2:
