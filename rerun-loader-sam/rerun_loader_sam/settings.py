@@ -44,6 +44,7 @@ class Settings:
     crop_overlap_ratio: float | None = None
     crop_n_points_downscale_factor: int | None = None
     min_mask_region_area: int | None = None
+    edge_radius_px: int | None = None
 
     tensor_mib: float = 64.0
     """Size of `mask_tensor` in MiB; a larger one is reduced by a whole number."""
@@ -75,6 +76,7 @@ GENERATOR_PARAMETERS = (
     "crop_overlap_ratio",
     "crop_n_points_downscale_factor",
     "min_mask_region_area",
+    "edge_radius_px",
 )
 
 _CHOICES = {"download": ("auto", "never"), "strategy": ("auto", "exhaustive", "adaptive")}
@@ -91,6 +93,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "crop_overlap_ratio": (0, 0.99),
     "crop_n_points_downscale_factor": (1, 16),
     "min_mask_region_area": (0, 1e9),
+    "edge_radius_px": (0, 100),
     "tensor_mib": (0.001, 4096),
     "max_megapixels": (0.001, 2000),
     "worker_idle_s": (0, 1e7),

@@ -10,12 +10,13 @@ import torch
 from PIL import Image
 from segment_anything.modeling import Sam
 
+from rerun_loader_sam.engine.edges import EdgeFinder
 from rerun_loader_sam.engine.encoder import encode
 from rerun_loader_sam.engine.geometry import Crop, crops, layer_point_grids, model_input_hw
 from rerun_loader_sam.engine.grid import Standing, grid_masks, sketched_grid_masks
 from rerun_loader_sam.engine.parallel import Cores
 from rerun_loader_sam.engine.prompting import EmbeddedCrop, Filters
-from rerun_loader_sam.engine.suppression import clean_masks, suppress_duplicates
+from rerun_loader_sam.engine.suppression import clean_masks, suppress_duplicates, without_specks
 from rerun_loader_sam.masks import Mask
 
 Strategy = Literal["exhaustive", "adaptive"]
@@ -68,6 +69,8 @@ class AutomaticMaskGenerator:
         strategy: `exhaustive` gives upstream's masks. `adaptive` tells most duplicates by one logit of sixteen: a
             mask that seems to fill the box of a better one is not made (with a model whose decoder is not Meta's,
             there are no sketches, and it is `exhaustive`).
+        edge_radius_px: Borders of the masks that stay move to edges of the image within about so many pixels of the
+            model's input (`rerun_loader_sam.engine.edges`); 0, as upstream, leaves them where the model has them.
 
     Raises:
         ValueError: An argument is none of the above.
@@ -90,6 +93,7 @@ class AutomaticMaskGenerator:
         min_mask_region_area: int = 0,
         output_mode: OutputMode = "binary_mask",
         strategy: Strategy = "exhaustive",
+        edge_radius_px: int = 0,
     ) -> None:
         if (points_per_side is None) == (point_grids is None):
             raise ValueError("give either points_per_side or point_grids")
@@ -117,6 +121,7 @@ class AutomaticMaskGenerator:
         self.min_mask_region_area = min_mask_region_area
         self.output_mode = output_mode
         self.strategy = strategy
+        self.edge_radius_px = edge_radius_px
 
     def generate(self, image: Pixels) -> list[dict[str, object]]:
         """All masks of an image, as upstream gives them.
@@ -155,6 +160,8 @@ class AutomaticMaskGenerator:
             found = [found[i] for i in suppress_duplicates(found, scores, self.crop_nms_thresh)]
         if self.min_mask_region_area > 0:
             found = clean_masks(found, self.min_mask_region_area, max(self.box_nms_thresh, self.crop_nms_thresh))
+        if self.edge_radius_px > 0:
+            found = self._on_edges(image, parts, found)
         yield Progress("done", total, total, found)
 
     def _segment_crop(
@@ -184,6 +191,18 @@ class AutomaticMaskGenerator:
             done += answered
             yield Progress("prompts", done, total, fresh)
         return standing.kept
+
+    def _on_edges(self, image: Pixels, parts: Sequence[Crop], masks: list[Mask]) -> list[Mask]:
+        side, radius_px = self.model.image_encoder.img_size, self.edge_radius_px
+        used = {mask.crop_box_xywh for mask in masks}
+        finders = {part.box_xywh: EdgeFinder(image, part, side, radius_px) for part in parts if part.box_xywh in used}
+
+        def moved(mask: Mask) -> Mask:
+            mask = finders[mask.crop_box_xywh].moved(mask)
+            return without_specks(mask, self.min_mask_region_area) if self.min_mask_region_area > 0 else mask
+
+        with Cores(torch.device("cpu")) as cores:
+            return list(cores.in_order(moved, masks))
 
     def _resized(self, image: Pixels, crop: Crop) -> torch.Tensor:
         """The crop at the model's size, on the model's device: uint8, (1, 3, h, w)."""

@@ -43,15 +43,16 @@ def clean_masks(masks: Sequence[Mask], min_area: float, iou_threshold: float) ->
 
     Masks that needed no cleaning come first and win over those that did.
     """
-    cleaned: list[Mask] = []
-    scores: list[float] = []
-    for mask in masks:
-        counts, changed = without_small_regions(mask.rle_counts, mask.size_hw, min_area)
-        scores.append(float(not changed))
-        if changed:
-            x0, y0, x1, y1 = box_xyxy_of_rle(counts, mask.size_hw)
-            box_xywh = (float(x0), float(y0), float(x1 - x0), float(y1 - y0))
-            cleaned.append(replace(mask, rle_counts=counts, bbox_xywh=box_xywh, area=int(counts[1::2].sum())))
-        else:
-            cleaned.append(mask)
+    cleaned = [without_specks(mask, min_area) for mask in masks]
+    scores = [float(new is old) for new, old in zip(cleaned, masks, strict=True)]
     return [cleaned[i] for i in suppress_duplicates(cleaned, scores, iou_threshold)]
+
+
+def without_specks(mask: Mask, min_area: float) -> Mask:
+    """The mask without holes and islands below `min_area` pixels; itself if it has none."""
+    counts, changed = without_small_regions(mask.rle_counts, mask.size_hw, min_area)
+    if not changed:
+        return mask
+    x0, y0, x1, y1 = box_xyxy_of_rle(counts, mask.size_hw)
+    box_xywh = (float(x0), float(y0), float(x1 - x0), float(y1 - y0))
+    return replace(mask, rle_counts=counts, bbox_xywh=box_xywh, area=int(counts[1::2].sum()))

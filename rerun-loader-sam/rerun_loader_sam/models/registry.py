@@ -17,7 +17,10 @@ _MAX_HEADER_BYTES = 100_000_000
 
 @dataclasses.dataclass(frozen=True)
 class GeneratorParameters:
-    """Parameters of the automatic mask generator, named as in segment-anything, with its defaults."""
+    """Parameters of the automatic mask generator, named as in segment-anything, with its defaults.
+
+    `edge_radius_px` is our own; 0 gives segment-anything's masks.
+    """
 
     points_per_side: int = 32
     points_per_batch: int = 64
@@ -30,6 +33,7 @@ class GeneratorParameters:
     crop_overlap_ratio: float = 512 / 1500
     crop_n_points_downscale_factor: int = 1
     min_mask_region_area: int = 0
+    edge_radius_px: int = 0
 
     def replaced_by(self, values: Mapping[str, object]) -> "GeneratorParameters":
         """These with `values` (field name to number) instead; whole numbers serve as float too.
