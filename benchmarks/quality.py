@@ -27,7 +27,7 @@ from segment_anything.modeling import Sam
 
 from rerun_loader_sam.engine.checkpoint import load_model
 from rerun_loader_sam.engine.generator import AutomaticMaskGenerator
-from rerun_loader_sam.models.registry import checkpoint_generator_parameters
+from rerun_loader_sam.models.registry import GeneratorParameters, checkpoint_generator_parameters
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "training"))
@@ -45,7 +45,7 @@ SMALLEST_PX = 256
 OUTLINES = Path(__file__).parent / "photographs.json"
 """Of the main things in all photographs: polygons [x, y] and ellipses [x, y, x radius, y radius]."""
 WELL_FOUND_IOU = 0.75
-THRESHOLDS = ("pred_iou_thresh", "stability_score_thresh")
+SETTINGS = ("pred_iou_thresh", "stability_score_thresh", "edge_radius_px")
 IOU_THRESHOLDS = np.arange(0.5, 0.96, 0.05)
 HELD_OUT_PHOTOGRAPHS = (
     "astronaut.png",
@@ -276,8 +276,9 @@ def main() -> None:
     parser.add_argument("checkpoints", type=Path, nargs="*", default=[shipped], help="default: the shipped one")
     parser.add_argument("--scenes", type=int, default=24)
     parser.add_argument("--pictures", type=Path, help="folder for pictures of the photographs")
-    for name in THRESHOLDS:
-        parser.add_argument(f"--{name.replace('_', '-')}", type=float, help="for all; default: the checkpoint's own")
+    for name in SETTINGS:
+        number = type(getattr(GeneratorParameters(), name))
+        parser.add_argument(f"--{name.replace('_', '-')}", type=number, help="for all; default: the checkpoint's own")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     scenes = [make_scene(SEED, index) for index in range(arguments.scenes)]
@@ -285,7 +286,7 @@ def main() -> None:
     results = []
     for path in arguments.checkpoints:
         sam, parameters, load_ms = load(path)
-        parameters |= {name: value for name in THRESHOLDS if (value := getattr(arguments, name)) is not None}
+        parameters |= {name: value for name in SETTINGS if (value := getattr(arguments, name)) is not None}
         figures = {"load_ms": load_ms} | point_figures(sam, scenes) | automatic_figures(sam, parameters, scenes)
         generator = AutomaticMaskGenerator(sam, **parameters)
         for kind, images in all_photographs.items():

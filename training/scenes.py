@@ -22,6 +22,8 @@ from textures import FloatImage, fractal_noise, random_colour, similar_colour, t
 
 SCENE_SIZE = 512
 MIN_REGION_PX = 40
+PHOTOGRAPHED = 0.45
+"""Share of scenes that are photographs, if there are any; up to the tenth run it was 0.3."""
 MOSAICS = 0.25
 """Share of photographs that come four at a time."""
 PHOTOGRAPHED_COPIES = 0.5
@@ -352,13 +354,13 @@ def _as_scene(canvas: Canvas) -> Scene:
 def make_scene(seed: int, index: int, ingredients: Ingredients | None = None) -> Scene:
     """Scene number `index` of the endless series that `seed` names; always the same one.
 
-    With `ingredients` three in ten scenes are photographs, more than half of the others are rendered, and most of
-    the rest hold cutouts, if there are any.
+    With `ingredients` some scenes are photographs, more than half of the others are rendered, and most of the rest
+    hold cutouts, if there are any.
     """
     rng = np.random.default_rng((seed, index))
     size = SCENE_SIZE
     ingredients = ingredients or Ingredients()
-    if ingredients.photographs and rng.random() < 0.3:
+    if ingredients.photographs and rng.random() < PHOTOGRAPHED:
         return _with_others(rng, _photographed(rng, ingredients.photographs), ingredients)
     if ingredients.rendered and rng.random() < 0.6:
         return _with_others(rng, _any_of(rng, ingredients.rendered), ingredients)
