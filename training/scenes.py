@@ -22,8 +22,8 @@ from textures import FloatImage, fractal_noise, random_colour, similar_colour, t
 
 SCENE_SIZE = 512
 MIN_REGION_PX = 40
-PHOTOGRAPHED = 0.45
-"""Share of scenes that are photographs, if there are any; up to the tenth run it was 0.3."""
+PHOTOGRAPHED = 0.3
+"""Share of scenes that are photographs, if there are any."""
 MOSAICS = 0.25
 """Share of photographs that come four at a time."""
 PHOTOGRAPHED_COPIES = 0.5

@@ -24,6 +24,9 @@ _STEP_PX = 2
 # Colours, from 0 to 1, that vary by less than the root of this are one surface.
 _EPSILON = 3e-4
 
+# Below a half, since smoothing takes from round things: borders without an edge would move inwards.
+_THRESHOLD = 0.45
+
 
 class EdgeFinder:
     """Moves borders in one crop of an image.
@@ -50,7 +53,7 @@ class EdgeFinder:
         self._inverse = torch.linalg.inv(regular).permute(2, 3, 0, 1).contiguous()
         self._positions = _sample_positions(crop, (height, width), image.shape[0])
         image_hw = (image.shape[0], image.shape[1])
-        self._tracer = Tracer(crop, image_hw, long_side=side, logits_per_side=side, threshold=0.5, offset=0.0)
+        self._tracer = Tracer(crop, image_hw, long_side=side, logits_per_side=side, threshold=_THRESHOLD, offset=0.0)
 
     def moved(self, mask: Mask) -> Mask:
         """The mask with its border on the edges nearby; one of which nothing would be left stays as it is.
