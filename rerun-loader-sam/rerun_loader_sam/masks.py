@@ -44,6 +44,12 @@ class Mask:
         return decode_rle(self.rle_counts, self.size_hw)
 
 
+def box_xywh(box_xyxy: tuple[int, int, int, int]) -> tuple[float, float, float, float]:
+    """A box in upstream's output convention; see `Mask.bbox_xywh`."""
+    x0, y0, x1, y1 = box_xyxy
+    return float(x0), float(y0), float(x1 - x0), float(y1 - y0)
+
+
 def decode_rle(counts: npt.ArrayLike, size_hw: tuple[int, int]) -> Bools:
     """Pixels of a run-length code in COCO's order: bool, (H, W), C-contiguous."""
     height, width = size_hw

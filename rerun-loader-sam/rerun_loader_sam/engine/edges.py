@@ -11,12 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as nn_functional
-from PIL import Image
 from torch import Tensor
 
-from rerun_loader_sam.engine.geometry import Crop, model_input_hw
+from rerun_loader_sam.engine.geometry import Crop, resized_crop
 from rerun_loader_sam.engine.tracing import Tracer
-from rerun_loader_sam.masks import Counts, Mask
+from rerun_loader_sam.masks import Counts, Mask, box_xywh
 
 # Pixels of the model's input for one of the filter: masks of a small model have no finer detail.
 _STEP_PX = 2
@@ -39,19 +38,17 @@ class EdgeFinder:
     """
 
     def __init__(self, image: npt.NDArray[np.uint8], crop: Crop, long_side: int, radius_px: int) -> None:
-        x0, y0, x1, y1 = crop.box_xyxy
-        side = max(long_side // _STEP_PX, 1)
-        height, width = model_input_hw(crop.size_hw, side)
-        small = Image.fromarray(image[y0:y1, x0:x1]).resize((width, height), Image.Resampling.BILINEAR)
+        side = long_side // _STEP_PX
+        small = resized_crop(image, crop, side)
         self._radius = max(radius_px // _STEP_PX, 1)
-        self._colours = torch.from_numpy(np.array(small)).permute(2, 0, 1).float() / 255
+        self._colours = torch.from_numpy(small).permute(2, 0, 1).float() / 255
         self._mean_colours = _mean(self._colours, self._radius)
         products = self._colours[:, None] * self._colours[None]
         covariance = torch.unflatten(_mean(products.flatten(0, 1), self._radius), 0, (3, 3))
         covariance = covariance - self._mean_colours[:, None] * self._mean_colours[None]
         regular = covariance.permute(2, 3, 0, 1) + _EPSILON * torch.eye(3)
         self._inverse = torch.linalg.inv(regular).permute(2, 3, 0, 1).contiguous()
-        self._positions = _sample_positions(crop, (height, width), image.shape[0])
+        self._positions = _sample_positions(crop, small.shape[:2], image.shape[0])
         image_hw = (image.shape[0], image.shape[1])
         self._tracer = Tracer(crop, image_hw, long_side=side, logits_per_side=side, threshold=_THRESHOLD, offset=0.0)
 
@@ -63,13 +60,8 @@ class EdgeFinder:
         _, outline = self._tracer.trace(self._filtered(self._coverage(mask.rle_counts)), 0.0)
         if outline is None or outline.area == 0:
             return mask
-        left, top, right, bottom = outline.box_xyxy
-        return replace(
-            mask,
-            rle_counts=outline.rle_counts,
-            bbox_xywh=(float(left), float(top), float(right - left), float(bottom - top)),
-            area=outline.area,
-        )
+        bbox_xywh = box_xywh(outline.box_xyxy)
+        return replace(mask, rle_counts=outline.rle_counts, bbox_xywh=bbox_xywh, area=outline.area)
 
     def _coverage(self, counts: Counts) -> Tensor:
         """Which share of each of the filter's pixels a mask covers, by four samples: (h, w), 0 to 1."""

@@ -7,12 +7,11 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from segment_anything.modeling import Sam
 
 from rerun_loader_sam.engine.edges import EdgeFinder
 from rerun_loader_sam.engine.encoder import encode
-from rerun_loader_sam.engine.geometry import Crop, crops, layer_point_grids, model_input_hw
+from rerun_loader_sam.engine.geometry import Crop, crops, layer_point_grids, resized_crop
 from rerun_loader_sam.engine.grid import Standing, grid_masks, sketched_grid_masks
 from rerun_loader_sam.engine.parallel import Cores
 from rerun_loader_sam.engine.prompting import EmbeddedCrop, Filters
@@ -206,10 +205,8 @@ class AutomaticMaskGenerator:
 
     def _resized(self, image: Pixels, crop: Crop) -> torch.Tensor:
         """The crop at the model's size, on the model's device: uint8, (1, 3, h, w)."""
-        x0, y0, x1, y1 = crop.box_xyxy
-        height, width = model_input_hw(crop.size_hw, self.model.image_encoder.img_size)
-        resized = Image.fromarray(image[y0:y1, x0:x1]).resize((width, height), Image.Resampling.BILINEAR)
-        return torch.from_numpy(np.array(resized)).to(self.model.device).permute(2, 0, 1)[None]
+        resized = resized_crop(image, crop, self.model.image_encoder.img_size)
+        return torch.from_numpy(resized).to(self.model.device).permute(2, 0, 1)[None]
 
     def _record(self, mask: Mask) -> dict[str, object]:
         height, width = mask.size_hw

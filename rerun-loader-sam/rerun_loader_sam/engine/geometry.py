@@ -1,10 +1,16 @@
-"""Where prompts and crops lie. Sizes are (H, W), points (x, y), boxes (x0, y0, x1, y1), all in pixels."""
+"""Where prompts and crops lie, and what a crop shows.
+
+Sizes are (H, W), points (x, y), boxes (x0, y0, x1, y1), all in pixels.
+"""
 
 import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
+
+from rerun_loader_sam.masks import box_xywh
 
 Floats = npt.NDArray[np.float64]
 Box = tuple[int, int, int, int]
@@ -29,8 +35,7 @@ class Crop:
     @property
     def box_xywh(self) -> tuple[float, float, float, float]:
         """The box in upstream's output convention."""
-        x0, y0, x1, y1 = self.box_xyxy
-        return float(x0), float(y0), float(x1 - x0), float(y1 - y0)
+        return box_xywh(self.box_xyxy)
 
 
 def point_grid(points_per_side: int) -> Floats:
@@ -66,6 +71,13 @@ def model_input_hw(size_hw: tuple[int, int], long_side: int) -> tuple[int, int]:
     """The size of an image once its longer side has the model's `long_side`; the other is one pixel at least."""
     scale = long_side / max(size_hw)
     return max(int(size_hw[0] * scale + 0.5), 1), max(int(size_hw[1] * scale + 0.5), 1)
+
+
+def resized_crop(image: npt.NDArray[np.uint8], crop: Crop, long_side: int) -> npt.NDArray[np.uint8]:
+    """What a crop of an image (H, W, 3) shows, at the size that `model_input_hw` says: uint8, (h, w, 3)."""
+    x0, y0, x1, y1 = crop.box_xyxy
+    height, width = model_input_hw(crop.size_hw, long_side)
+    return np.array(Image.fromarray(image[y0:y1, x0:x1]).resize((width, height), Image.Resampling.BILINEAR))
 
 
 def is_cut_off(box_xyxy: Box, crop: Crop, image_hw: tuple[int, int]) -> bool:

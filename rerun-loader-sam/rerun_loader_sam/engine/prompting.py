@@ -14,7 +14,7 @@ from rerun_loader_sam.engine.decoder import FoldedDecoder, FoldedPrediction, Fol
 from rerun_loader_sam.engine.geometry import Crop, Floats, is_cut_off, model_input_hw
 from rerun_loader_sam.engine.reference import ReferenceImage, ReferencePrediction
 from rerun_loader_sam.engine.tracing import Tracer
-from rerun_loader_sam.masks import Mask
+from rerun_loader_sam.masks import Mask, box_xywh
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,12 +186,11 @@ class EmbeddedCrop:
             if outline is None or is_cut_off(outline.box_xyxy, self._crop, self._image_hw):
                 found.append(None)
                 continue
-            left, top, right, bottom = outline.box_xyxy
             found.append(
                 Mask(
                     size_hw=self._image_hw,
                     rle_counts=outline.rle_counts,
-                    bbox_xywh=(float(left), float(top), float(right - left), float(bottom - top)),
+                    bbox_xywh=box_xywh(outline.box_xyxy),
                     area=outline.area,
                     predicted_iou=predicted_iou,
                     stability_score=stability,

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from rerun_loader_sam.engine.regions import without_small_regions
-from rerun_loader_sam.masks import Mask, box_xyxy_of_rle
+from rerun_loader_sam.masks import Mask, box_xywh, box_xyxy_of_rle
 
 
 def suppress_duplicates(masks: Sequence[Mask], scores: Sequence[float], iou_threshold: float) -> list[int]:
@@ -53,6 +53,5 @@ def without_specks(mask: Mask, min_area: float) -> Mask:
     counts, changed = without_small_regions(mask.rle_counts, mask.size_hw, min_area)
     if not changed:
         return mask
-    x0, y0, x1, y1 = box_xyxy_of_rle(counts, mask.size_hw)
-    box_xywh = (float(x0), float(y0), float(x1 - x0), float(y1 - y0))
-    return replace(mask, rle_counts=counts, bbox_xywh=box_xywh, area=int(counts[1::2].sum()))
+    bbox_xywh = box_xywh(box_xyxy_of_rle(counts, mask.size_hw))
+    return replace(mask, rle_counts=counts, bbox_xywh=bbox_xywh, area=int(counts[1::2].sum()))
