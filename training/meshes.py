@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import zipfile
 from dataclasses import dataclass, replace
 from functools import cache
@@ -74,6 +75,58 @@ def furniture_files(folder: Path) -> tuple[tuple[Path, str], ...]:
         with zipfile.ZipFile(library) as archive:
             found += [(library, name) for name in sorted(archive.namelist()) if name.endswith(".obj")]
     return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A model as its library's catalogue describes it.
+
+    `category` and `name` in English; `size_m` (width, height, depth) in metres; `rotation` (3, 3) of the model that
+    makes it stand and look ahead.
+    """
+
+    library: Path
+    model: str
+    category: str
+    name: str
+    size_m: tuple[float, float, float]
+    rotation: Floats
+
+    def mesh(self) -> Mesh | None:
+        """The model in metres, standing, its front towards +z; None as for `load_mesh`."""
+        mesh = load_mesh(self.library, self.model)
+        if mesh is None:
+            return None
+        upright = standing(mesh.moved(self.rotation, np.zeros(3, np.float32)))
+        extent = np.ptp(upright.corners, axis=(0, 1))
+        return upright.moved(
+            np.diag(self.size_m / np.maximum(extent, 1e-3)).astype(np.float32), np.zeros(3, np.float32)
+        )
+
+
+@cache
+def furniture_pieces(folder: Path) -> tuple[Piece, ...]:
+    """What the libraries below `folder` hold, in a fixed order."""
+    pieces = []
+    for library in sorted(folder.glob("*.sh3f")):
+        with zipfile.ZipFile(library) as archive:
+            text = archive.read("PluginFurnitureCatalog.properties").decode("latin-1")
+        known = dict(re.findall(r"(?m)^(\w+#\d+)\s*[=:]\s*(.*?)\s*$", text))
+        for number in sorted(int(key[6:]) for key in known if key.startswith("model#")):
+            sizes_cm = (known.get(f"{side}#{number}") for side in ("width", "height", "depth"))
+            rotation = known.get(f"modelRotation#{number}", "1 0 0 0 1 0 0 0 1")
+            width_m, height_m, depth_m = (float(size_cm or 0) / 100 for size_cm in sizes_cm)
+            pieces.append(
+                Piece(
+                    library,
+                    known[f"model#{number}"].lstrip("/"),
+                    known[f"category#{number}"],
+                    known[f"name#{number}"],
+                    (width_m, height_m, depth_m),
+                    np.array(rotation.split(), np.float32).reshape(3, 3),
+                )
+            )
+    return tuple(pieces)
 
 
 def linear_light(srgb: NDArray[Any]) -> Floats:

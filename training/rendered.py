@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Iterable
 from dataclasses import replace
 from multiprocessing import Pool
 from pathlib import Path
@@ -21,13 +20,13 @@ from numpy.typing import NDArray
 
 from canvas import MAX_REGIONS
 from grown import grown_body
+from interiors import furnished_room, look_around
 from meshes import (
     FURNITURE,
     Floats,
     Material,
     Mesh,
     furniture_files,
-    grid_mesh,
     join,
     linear_light,
     load_mesh,
@@ -36,47 +35,23 @@ from meshes import (
 from rendering import Camera, Ints, Light, World
 from scene_files import Scene, parents_table, write_scene
 from scenes import MIN_REGION_PX, SCENE_SIZE
+from staging import direction, five_looks, paint, plane, rest, surface, turn
 from surroundings import painted, panorama_files, photographed
-from textures import random_colour, texture
 
 SUPERSAMPLING = 1.5
 MAX_PARTS = 5
 SMALLEST_SHARE = 0.04
 """Of the picture that things take; with less, it is taken again from elsewhere."""
+FEWEST_IN_ROOM = 4
+"""Things in a room, and things seen in its picture; with fewer, it is furnished or taken again."""
+ROOM_RAYS_AROUND = 9
+"""Corners that little light reaches are noisy with fewer."""
+ROOM_SUPERSAMPLING = 1.25
+ROOM_TRIED_PX = 64
+LARGEST_IN_ROOM = 0.6
+"""Of the picture that one thing may take in a room."""
 _PART_SHARES = (0.03, 0.85)
 """Smallest and largest part, as a share of what is seen of its whole."""
-
-
-def _surface(rng: np.random.Generator, strength: float) -> Material:
-    """A material with a texture of its own."""
-    colour = random_colour(rng)
-    colour = colour.mean() + (colour - colour.mean()) * rng.uniform(0, 0.8)
-    image = texture(rng, 384, 384, colour, strength)
-    grey = image.mean(2, keepdims=True)
-    image = grey + (image - grey) * rng.uniform(0.2, 1)
-    gloss = float(rng.choice([0.0, 0.3, 0.8], p=[0.6, 0.25, 0.15]))
-    return Material(np.ones(3, np.float32), image.clip(0, 255).astype(np.uint8), gloss)
-
-
-def _paint(rng: np.random.Generator) -> Material:
-    """A material of one colour, or with a faint texture."""
-    if rng.random() < 0.35:
-        return _surface(rng, float(rng.choice([0.2, 0.7, 1.3])))
-    return Material(linear_light(random_colour(rng)), None, float(rng.choice([0.0, 0.3, 0.7, 1.0])))
-
-
-def _plane(
-    corner: Iterable[float], along: Iterable[float], up: Iterable[float], repeat: float, look: Material
-) -> Mesh:
-    a, b = np.meshgrid(np.linspace(0, 1, 3), np.linspace(0, 1, 3), indexing="ij")
-    points = np.array([*corner]) + a[:, :, None] * np.array([*along]) + b[:, :, None] * np.array([*up])
-    return grid_mesh(points.astype(np.float32), (np.stack([a, b], 2) * repeat).astype(np.float32), look)
-
-
-def _turn(yaw: float, pitch: float = 0.0) -> Floats:
-    c, s, d, t = math.cos(yaw), math.sin(yaw), math.cos(pitch), math.sin(pitch)
-    about_y = np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])
-    return np.asarray(about_y @ np.array([[1, 0, 0], [0, d, -t], [0, t, d]]), np.float32)
 
 
 def _recoloured(rng: np.random.Generator, mesh: Mesh) -> Mesh:
@@ -85,31 +60,24 @@ def _recoloured(rng: np.random.Generator, mesh: Mesh) -> Mesh:
     materials = [replace(m, colour=np.clip(m.colour * tint, 0.01, 0.95)) for m in mesh.materials]
     if rng.random() < 0.5:
         number = int(rng.integers(len(materials)))
-        materials[number] = replace(_paint(rng), image=None)
+        materials[number] = replace(paint(rng), image=None)
     return replace(mesh, materials=tuple(materials))
 
 
 def _thing(rng: np.random.Generator, files: tuple[tuple[Path, str], ...]) -> Mesh:
     """A standing mesh with its largest extent 1."""
     if rng.random() < 0.3:
-        return grown_body(rng, _looks(rng))
+        return grown_body(rng, five_looks(rng))
     if files and rng.random() < 0.75:
         for _ in range(4):
             mesh = load_mesh(*files[int(rng.integers(len(files)))])
             if mesh is not None:
                 return _recoloured(rng, mesh) if rng.random() < 0.5 else mesh
-    material = _paint(rng)
+    material = paint(rng)
     if rng.random() < 0.2:
         return _filled_bowl(rng, material)
-    body = turned_body(rng, material, _paint(rng))
+    body = turned_body(rng, material, paint(rng))
     return _on_a_saucer(rng, body, material) if rng.random() < 0.2 else body
-
-
-def _looks(rng: np.random.Generator) -> list[Material]:
-    """Five for a grown body, some of them alike."""
-    looks = [_surface(rng, float(rng.choice([0.3, 0.8, 1.5]))) for _ in range(2)]
-    looks += [_paint(rng) for _ in range(3)]
-    return [looks[0] if number and rng.random() < 0.35 else look for number, look in enumerate(looks)]
 
 
 def _filled_bowl(rng: np.random.Generator, material: Material) -> Mesh:
@@ -119,22 +87,22 @@ def _filled_bowl(rng: np.random.Generator, material: Material) -> Mesh:
     count = int(rng.integers(1, 7))
     size = rng.uniform(0.3, 0.5) if count == 1 else rng.uniform(0.2, 0.33)
     held = [vessel]
-    looks = _looks(rng)
+    looks = five_looks(rng)
     for number in range(count):
-        looks = looks if rng.random() < 0.5 else _looks(rng)
+        looks = looks if rng.random() < 0.5 else five_looks(rng)
         grows = rng.random() < 0.7
         fruit = grown_body(rng, looks, kind="fruit") if grows else turned_body(rng, *looks[:2], kind="ball")
         angle = 2 * math.pi * number / count + rng.normal(0, 0.15)
         reach = 0.0 if count == 1 else 0.22
         place = (reach * math.cos(angle), rng.uniform(0.04, 0.15 if deep else 0.05), reach * math.sin(angle))
-        linear = (_turn(rng.uniform(0, 6.3), rng.normal(0, 0.5)) * size * rng.uniform(0.8, 1.2)).astype(np.float32)
-        held.append(_rest(fruit, linear, place))
+        linear = (turn(rng.uniform(0, 6.3), rng.normal(0, 0.5)) * size * rng.uniform(0.8, 1.2)).astype(np.float32)
+        held.append(rest(fruit, linear, place))
     return join(held)
 
 
 def _on_a_saucer(rng: np.random.Generator, body: Mesh, material: Material) -> Mesh:
     """A thing and the plate it stands on, often of one set: one whole and its parts."""
-    of_a_set = material if rng.random() < 0.6 else _paint(rng)
+    of_a_set = material if rng.random() < 0.6 else paint(rng)
     plate = turned_body(rng, of_a_set, of_a_set, kind="plate")
     size = np.float32(rng.uniform(0.4, 0.75))
     lifted = np.array([0, 0.03, 0], np.float32)
@@ -150,12 +118,6 @@ def _camouflaged(rng: np.random.Generator, mesh: Mesh, ground: Material) -> Mesh
     return replace(mesh, materials=tuple(replace(m, colour=c, image=None) for m, c in looks))
 
 
-def _rest(mesh: Mesh, linear: Floats, place: tuple[float, float, float]) -> Mesh:
-    """The mesh turned and scaled, its lowest point at the height of `place` (x, y, z)."""
-    lowest = float((mesh.corners @ linear.T)[:, :, 1].min())
-    return mesh.moved(linear, np.array([place[0], place[1] - lowest, place[2]], np.float32))
-
-
 def _place_things(rng: np.random.Generator, files: tuple[tuple[Path, str], ...]) -> tuple[list[Mesh], float]:
     """Things on the plane y = 0 around the origin, and the radius of the circle that holds them."""
     count = int(rng.choice([1, 2, 3, 4, 6, 9, 14, 24], p=[0.12, 0.13, 0.15, 0.15, 0.17, 0.14, 0.1, 0.04]))
@@ -168,14 +130,14 @@ def _place_things(rng: np.random.Generator, files: tuple[tuple[Path, str], ...])
     for number in range(count):
         mesh = kinds[number % len(kinds)]
         pitch = math.pi / 2 * float(rng.choice([1, -1])) if lying and rng.random() < 0.5 else 0.0
-        linear = (_turn(rng.uniform(0, 2 * math.pi), pitch) * sizes[number]).astype(np.float32)
+        linear = (turn(rng.uniform(0, 2 * math.pi), pitch) * sizes[number]).astype(np.float32)
         reach = 0.84 * float(np.linalg.norm((mesh.corners @ linear.T)[:, :, [0, 2]], axis=2).max())
         for _ in range(25):
             r, angle = radius * math.sqrt(rng.random()), rng.uniform(0, 2 * math.pi)
             x, z = (r * math.cos(angle), r * math.sin(angle)) if count > 1 else (0.0, 0.0)
             if all(math.hypot(x - a, z - b) > reach + c for a, b, c in circles):
                 circles.append((x, z, reach))
-                placed.append(_rest(mesh, linear, (x, 0.0, z)))
+                placed.append(rest(mesh, linear, (x, 0.0, z)))
                 break
     if rng.random() < 0.3:
         # small things on top of others
@@ -183,14 +145,9 @@ def _place_things(rng: np.random.Generator, files: tuple[tuple[Path, str], ...])
             top = float(mesh.corners[:, :, 1].max())
             middle = mesh.corners.mean((0, 1))
             small = float(np.ptp(mesh.corners[:, :, 0])) * rng.uniform(0.3, 0.7)
-            linear = (_turn(rng.uniform(0, 6.3)) * small).astype(np.float32)
-            placed.append(_rest(_thing(rng, files), linear, (float(middle[0]), top, float(middle[2]))))
+            linear = (turn(rng.uniform(0, 6.3)) * small).astype(np.float32)
+            placed.append(rest(_thing(rng, files), linear, (float(middle[0]), top, float(middle[2]))))
     return placed, max(radius, 0.5 * float(sizes.max()))
-
-
-def _direction(angle: float, height: float) -> NDArray[np.float64]:
-    """Of length 1: `angle` around the y axis, `height` above the horizon, in radians."""
-    return np.array([math.cos(angle) * math.cos(height), math.sin(height), math.sin(angle) * math.cos(height)])
 
 
 def _lights(rng: np.random.Generator) -> list[Light]:
@@ -200,7 +157,7 @@ def _lights(rng: np.random.Generator) -> list[Light]:
         warmth = np.array([1.0, rng.uniform(0.75, 1), rng.uniform(0.5, 1.1)], np.float32)
         spread = float(rng.choice([0.01, 0.08, 0.3, 0.7]))
         lights.append(
-            Light(_direction(angle, height).astype(np.float32), spread, warmth * np.float32(rng.uniform(0.2, 2.5)))
+            Light(direction(angle, height).astype(np.float32), spread, warmth * np.float32(rng.uniform(0.2, 2.5)))
         )
     return lights
 
@@ -213,32 +170,30 @@ def _backdrop(rng: np.random.Generator, radius: float, *, outside: bool) -> list
     floor_y = 0.0
     if rng.random() < 0.35:
         x, z, thick = (*(radius * rng.uniform(1.0, 2.2, 2)), radius * rng.uniform(0.03, 0.25))
-        top = _surface(rng, strength)
-        planes.append(_plane((-x, 0, -z), (2 * x, 0, 0), (0, 0, 2 * z), rng.uniform(0.5, 3), top))
-        planes.append(_plane((-x, -thick, z), (2 * x, 0, 0), (0, thick, 0), 1.0, top))
+        top = surface(rng, strength)
+        planes.append(plane((-x, 0, -z), (2 * x, 0, 0), (0, 0, 2 * z), rng.uniform(0.5, 3), top))
+        planes.append(plane((-x, -thick, z), (2 * x, 0, 0), (0, thick, 0), 1.0, top))
         floor_y = -radius * rng.uniform(0.5, 2)
         if outside:
             return planes
-    floor = _surface(rng, strength)
+    floor = surface(rng, strength)
     planes.append(
-        _plane(
-            (-wide, floor_y, -wide), (2 * wide, 0, 0), (0, 0, 2 * wide), wide / radius * rng.uniform(0.3, 2), floor
-        )
+        plane((-wide, floor_y, -wide), (2 * wide, 0, 0), (0, 0, 2 * wide), wide / radius * rng.uniform(0.3, 2), floor)
     )
     if rng.random() < (0.2 if outside else 0.55):
         back = -radius * rng.uniform(1.1, 4)
         height = radius * rng.uniform(1.5, 12)
-        wall = _surface(rng, float(rng.choice([0.2, 0.7, 1.3])))
-        planes.append(_plane((-wide, floor_y, back), (2 * wide, 0, 0), (0, height, 0), rng.uniform(1, 6), wall))
+        wall = surface(rng, float(rng.choice([0.2, 0.7, 1.3])))
+        planes.append(plane((-wide, floor_y, back), (2 * wide, 0, 0), (0, height, 0), rng.uniform(1, 6), wall))
         if rng.random() < 0.4:
             side = radius * rng.uniform(1.1, 3) * rng.choice([-1, 1])
-            other = wall if rng.random() < 0.5 else _surface(rng, 0.7)
-            planes.append(_plane((side, floor_y, back), (0, 0, 2 * wide), (0, height, 0), rng.uniform(1, 6), other))
+            other = wall if rng.random() < 0.5 else surface(rng, 0.7)
+            planes.append(plane((side, floor_y, back), (0, 0, 2 * wide), (0, height, 0), rng.uniform(1, 6), other))
         for _ in range(int(rng.integers(0, 4))):
             w, h = radius * rng.uniform(0.2, 1.2, 2)
             x, y = rng.uniform(-2, 2) * radius, floor_y + radius * rng.uniform(0.5, 2.5)
-            look = _surface(rng, 1.3)
-            planes.append(_plane((x, y, back + 0.01 * radius), (w, 0, 0), (0, h, 0), 1.0, look))
+            look = surface(rng, 1.3)
+            planes.append(plane((x, y, back + 0.01 * radius), (w, 0, 0), (0, h, 0), 1.0, look))
     return planes
 
 
@@ -260,7 +215,7 @@ def _camera(rng: np.random.Generator, radius: float, things: list[Mesh]) -> Came
         distance = 2 * extent / view + radius * 0.3
         target = np.array([*rng.normal(0, 0.2, 3)]) * radius + (0, top * rng.uniform(0.1, 0.5), 0)
     roll = rng.normal(0, 0.05) if rng.random() < 0.7 else rng.normal(0, 0.3)
-    return Camera(target + _direction(angle, height) * distance, target, view, roll)
+    return Camera(target + direction(angle, height) * distance, target, view, roll)
 
 
 def _developed(rng: np.random.Generator, light: Floats) -> NDArray[np.uint8]:
@@ -317,22 +272,52 @@ def render_scene(seed: int, index: int, furniture: Path, panoramas: Path | None 
         light, thing, material = world.render(rng, _camera(rng, radius, things), side)
         if ((thing >= 0) & (thing < len(things))).mean() > SMALLEST_SHARE:
             break
+    return _photograph(rng, light, thing, material, len(things))
+
+
+def render_room(seed: int, index: int, furniture: Path, panoramas: Path | None = None) -> Scene:
+    """Scene number `index` of `seed` in a furnished room or a yard, see `interiors`; `furniture` must be there."""
+    rng = np.random.default_rng((seed, index, 4))
+    room, shell, lights = furnished_room(rng, furniture)
+    while len(room.things) < FEWEST_IN_ROOM:
+        room, shell, lights = furnished_room(rng, furniture)
+    things = room.things
+    outside = panoramas is not None and rng.random() < 0.4
+    around = photographed(rng, panorama_files(panoramas)) if outside and panoramas else painted(rng)
+    world = World([*things, *shell], lights, around, rays_around=ROOM_RAYS_AROUND)
+    for _ in range(12):
+        camera = look_around(rng, things, room.width)
+        _, thing, _ = world.render(rng, camera, ROOM_TRIED_PX)
+        shares = np.bincount(np.where(thing < 0, len(things), thing).ravel(), minlength=len(things))[: len(things)]
+        if (
+            shares.max() < LARGEST_IN_ROOM * thing.size
+            and np.count_nonzero(shares > 0.004 * thing.size) >= FEWEST_IN_ROOM
+        ):
+            break
+    light, thing, material = world.render(rng, camera, round(SCENE_SIZE * ROOM_SUPERSAMPLING))
+    return _photograph(rng, light, thing, material, len(things))
+
+
+def _photograph(rng: np.random.Generator, light: Floats, thing: Ints, material: Ints, things: int) -> Scene:
+    """A scene of what `World.render` saw, the first `things` of its meshes being no floor or wall."""
     size = (SCENE_SIZE, SCENE_SIZE)
     image = _developed(rng, cv2.resize(light, size, interpolation=cv2.INTER_AREA))
     if rng.random() < 0.2:
         # a lens that is sharp for the things only
-        behind = (thing >= len(things)) | (thing < 0)
+        behind = (thing >= things) | (thing < 0)
         away = cv2.GaussianBlur(cv2.resize(behind.astype(np.float32), size), (0, 0), 1.0)[:, :, None]
         blurred = cv2.GaussianBlur(image, (0, 0), rng.uniform(1.5, 6))
         image = (image * (1 - away) + blurred * away).astype(np.uint8)
     nearest = [cv2.resize(a, size, interpolation=cv2.INTER_NEAREST) for a in (thing, material)]
-    return Scene(image, *_number_regions(nearest[0], nearest[1], len(things)))
+    return Scene(image, *_number_regions(nearest[0], nearest[1], things))
 
 
-def _write(task: tuple[int, int, Path, Path | None, Path]) -> None:
-    seed, index, furniture, panoramas, out = task
+def _write(task: tuple[int, int, Path, Path | None, Path, bool]) -> None:
+    seed, index, furniture, panoramas, out, rooms = task
     cv2.setNumThreads(1)
-    scene = render_scene(seed, index, furniture, panoramas)
+    scene = (
+        render_room(seed, index, furniture, panoramas) if rooms else render_scene(seed, index, furniture, panoramas)
+    )
     write_scene(out / f"{index:06d}.npz", scene)
 
 
@@ -344,10 +329,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--furniture", type=Path, default=FURNITURE, help="folder of .sh3f libraries")
     parser.add_argument("--panoramas", type=Path, help="folder of .exr.js panoramas, see surroundings.py")
+    parser.add_argument("--rooms", action="store_true", help="furnished rooms, see interiors.py")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     tasks = [
-        (arguments.seed, number, arguments.furniture, arguments.panoramas, arguments.out)
+        (arguments.seed, number, arguments.furniture, arguments.panoramas, arguments.out, arguments.rooms)
         for number in range(arguments.count)
         if not (arguments.out / f"{number:06d}.npz").exists()
     ]

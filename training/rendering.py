@@ -17,7 +17,6 @@ from meshes import Floats, Mesh, join, linear_light
 Ints = NDArray[Any]
 """int32."""
 _AROUND = 5
-"""Rays from each point to see how much of the surroundings lights it."""
 _SHADOW = 4
 _OFFSET = 2e-3
 
@@ -78,10 +77,14 @@ def _disturbed(rng: np.random.Generator, directions: Floats, amount: float) -> F
 class World:
     """Meshes with a number each, light, and surroundings; `render` looks at them.
 
-    `surroundings` (h, w, 3) linear light from all directions: rows from straight up to straight down.
+    `surroundings` (h, w, 3) linear light from all directions: rows from straight up to straight down. `rays_around`:
+    from each point, to see how much of them lights it.
     """
 
-    def __init__(self, meshes: list[Mesh], lights: list[Light], surroundings: Floats) -> None:
+    def __init__(
+        self, meshes: list[Mesh], lights: list[Light], surroundings: Floats, *, rays_around: int = _AROUND
+    ) -> None:
+        self.rays_around = rays_around
         self.lights, self.surroundings = lights, surroundings
         self.ambient = cv2.blur(surroundings, (surroundings.shape[1] // 3, surroundings.shape[0] // 3))
         self.mesh = join(meshes)
@@ -133,12 +136,12 @@ class World:
                 seen += self.scene.run(start[facing], _disturbed(rng, towards, light.spread), query="OCCLUDED") < 0
             direct[facing] += (slope[facing] * seen / _SHADOW)[:, None] * light.colour
         around = np.zeros_like(points)
-        for _ in range(_AROUND):
+        for _ in range(self.rays_around):
             ray = _disturbed(rng, normals, 1.0)
             free = (self.scene.run(start, ray, query="OCCLUDED") < 0)[:, None]
             from_here = self._from_around(self.ambient, ray)
             around += np.where(free, from_here, from_here * 0.12)
-        return direct + around / _AROUND
+        return direct + around / self.rays_around
 
     def _reflected(self, points: Floats, normals: Floats, directions: Floats) -> Floats:
         mirrored = directions - 2 * (directions * normals).sum(1, keepdims=True) * normals
