@@ -98,10 +98,10 @@ class Piece:
         if mesh is None:
             return None
         upright = standing(mesh.moved(self.rotation, np.zeros(3, np.float32)))
-        extent = np.ptp(upright.corners, axis=(0, 1))
-        return upright.moved(
-            np.diag(self.size_m / np.maximum(extent, 1e-3)).astype(np.float32), np.zeros(3, np.float32)
-        )
+        scale = (self.size_m / np.maximum(np.ptp(upright.corners, axis=(0, 1)), 1e-3)).astype(np.float32)
+        normals = upright.normals / scale
+        normals /= np.linalg.norm(normals, axis=2, keepdims=True) + 1e-12
+        return replace(upright, corners=upright.corners * scale, normals=normals)
 
 
 @cache

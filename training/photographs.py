@@ -1,9 +1,10 @@
-"""Outlined photographs as scenes: `python training/photographs.py --out DIR [--package /usr/share/gcompris-qt/rcc]`.
+"""Outlined photographs as scenes: `python training/photographs.py --out DIR [--root /]`.
 
 What drawn and rendered scenes lack is what real things look like. `outlines/` has the outlines of the things in some
-photographs of GCompris 3.1 (Debian: `apt install gcompris-qt-data`), only of such as are in the public domain or
-under CC0 or CC-BY by its own lists; `outlines/index.json` names author, source and licence of each. Not everything in
-them is outlined: other pixels are `UNLABELLED`. PySide6 reads the package's files (`pip install PySide6-Essentials`).
+photographs (and a few paintings) of Debian packages: `apt install gcompris-qt-data plasma-workspace-data
+palapeli-data lomiri-wallpapers-16.04`, as in Debian 12. Only such are used as are in the public domain or under CC0
+or CC-BY by the packages' own lists; `outlines/index.json` names author, source and licence of each. Not everything in
+them is outlined: other pixels are `UNLABELLED`. PySide6 reads GCompris's files (`pip install PySide6-Essentials`).
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ from numpy.typing import NDArray
 from scene_files import UNLABELLED, Scene, parents_of_labelled, parents_table, write_scene
 
 OUTLINES = Path(__file__).parent / "outlines"
-PACKAGE = Path("/usr/share/gcompris-qt/rcc")
+GCOMPRIS = Path("usr/share/gcompris-qt/rcc")
 
 
 @cache
 def index() -> dict[str, dict[str, Any]]:
     """What is known of each outlined photograph, by its name, which is that of its file in `OUTLINES` too.
 
-    `file` in the package, `author`, `source`, `licence`, `held_out` from the training, and `things`: `name` and
-    `parent` (the number of the thing that it is a part of, its own if of none) of each value in the outlines' file.
+    `file`: its path, or one in GCompris's resources; `author`, `source`, `licence`, `held_out` from the training, and
+    `things`: `name` and `parent` (the number of the thing that it is a part of, its own if of none) of each value in
+    the outlines' file.
     """
     found: dict[str, dict[str, Any]] = json.loads((OUTLINES / "index.json").read_text())
     return found
@@ -81,32 +83,47 @@ def mosaic(rng: np.random.Generator, four: list[Scene], size: int) -> Scene:
     return Scene(image, regions, parents_table(parents))
 
 
-def read_packaged(package: Path, file: str) -> NDArray[np.uint8]:
-    """RGB image (H, W, 3) of `file`, such as `erase/resource/tiger.webp`, in a folder of GCompris's resources."""
+def read_packaged(root: Path, file: str) -> NDArray[np.uint8]:
+    """RGB image (H, W, 3) of `file` of packages installed below `root`.
+
+    It is a path such as `/usr/share/plasma/avatars/photos/Dog.png`, or one in GCompris's resources such as
+    `erase/resource/tiger.webp`.
+    """
+    path = root / file.lstrip("/")
+    if not file.startswith("/"):
+        image = cv2.imdecode(np.frombuffer(_gcompris_resource(root / GCOMPRIS, file), np.uint8), cv2.IMREAD_COLOR)
+    elif path.is_file():
+        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    else:
+        raise FileNotFoundError(f"{path}: not there; install the packages that photographs.py names, see --root")
+    if image is None:
+        raise ValueError(f"{file} below {root}: not an image")
+    return np.ascontiguousarray(image[:, :, ::-1], np.uint8)
+
+
+def _gcompris_resource(folder: Path, file: str) -> bytes:
     from PySide6.QtCore import QFile, QIODevice, QResource  # large, and nothing else needs it
 
-    resource = package / f"{file.split('/', maxsplit=1)[0]}.rcc"
+    resource = folder / f"{file.split('/', maxsplit=1)[0]}.rcc"
     if not QResource.registerResource(str(resource)):
-        raise FileNotFoundError(f"{resource}: no resource file of GCompris; see --package")
+        raise FileNotFoundError(f"{resource}: no resource file of GCompris; see --root")
     opened = QFile(f":/gcompris/src/activities/{file}")
     if not opened.open(QIODevice.OpenModeFlag.ReadOnly):
         raise FileNotFoundError(f"{resource}: has no {file}; GCompris 3.1 has")
-    image = cv2.imdecode(np.frombuffer(opened.readAll().data(), np.uint8), cv2.IMREAD_COLOR)
-    if image is None:
-        raise ValueError(f"{file} in {resource}: not an image")
-    return np.ascontiguousarray(image[:, :, ::-1], np.uint8)
+    data: bytes = opened.readAll().data()
+    return data
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for one file for each photograph")
-    parser.add_argument("--package", type=Path, default=PACKAGE, help="folder of GCompris's resource files")
+    parser.add_argument("--root", type=Path, default=Path("/"), help="where the Debian packages are unpacked")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name, known in index().items():
         if not known["held_out"]:
-            image = read_packaged(arguments.package, known["file"])
+            image = read_packaged(arguments.root, known["file"])
             write_scene(arguments.out / f"{name}.npz", outlined(name, image))
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from losses import DenseHelp
-from photographs import OUTLINES, index, mosaic, outlined, read_packaged, square_view
+from photographs import GCOMPRIS, OUTLINES, index, mosaic, outlined, read_packaged, square_view
 from samples import make_sample
 from scene_files import UNLABELLED, Scene, parents_table, whole_of_each, write_scene
 from scenes import SCENE_SIZE, Ingredients, make_scene
@@ -22,7 +22,7 @@ def test_every_outlined_photograph_may_be_used_and_its_outlines_fit_what_is_said
     known = index()
     assert {path.stem for path in OUTLINES.glob("*.png")} == set(known)
     for name, photograph in known.items():
-        assert photograph["licence"] in ("public domain", "CC0-1.0", "CC-BY-2.0", "CC-BY-3.0"), name
+        assert photograph["licence"] in ("public domain", "CC0-1.0", "CC-BY-2.0", "CC-BY-3.0", "CC-BY-4.0"), name
         assert photograph["author"], name
         assert photograph["source"].startswith("http"), name
         parents = [thing["parent"] for thing in photograph["things"]]
@@ -121,7 +121,7 @@ def test_nothing_is_learnt_inside_of_what_nobody_outlined() -> None:
     assert (pull[:, 9:] == 0).all()
 
 
-def test_a_picture_is_read_from_the_package(tmp_path: Path) -> None:
+def test_a_picture_is_read_from_the_packages(tmp_path: Path) -> None:
     pytest.importorskip("PySide6.QtCore", reason="only the training from photographs needs it")
     image = np.zeros((8, 12, 3), np.uint8)
     image[:, 6:] = RED
@@ -130,9 +130,24 @@ def test_a_picture_is_read_from_the_package(tmp_path: Path) -> None:
     cv2.imwrite(str(folder / "a.png"), image[:, :, ::-1])
     listed = '<RCC><qresource prefix="/"><file>gcompris/src/activities/some/resource/a.png</file></qresource></RCC>'
     (tmp_path / "some.qrc").write_text(listed)
-    subprocess.run(["pyside6-rcc", "--binary", "some.qrc", "-o", "some.rcc"], cwd=tmp_path, check=True)
+    (tmp_path / GCOMPRIS).mkdir(parents=True)
+    compiled = str(tmp_path / GCOMPRIS / "some.rcc")
+    subprocess.run(["pyside6-rcc", "--binary", "some.qrc", "-o", compiled], cwd=tmp_path, check=True)
     np.testing.assert_array_equal(read_packaged(tmp_path, "some/resource/a.png"), image)
     with pytest.raises(FileNotFoundError, match="has no some/resource/b"):
         read_packaged(tmp_path, "some/resource/b.png")
-    with pytest.raises(FileNotFoundError, match="see --package"):
+    with pytest.raises(FileNotFoundError, match="see --root"):
         read_packaged(tmp_path, "other/resource/b.png")
+
+
+def test_a_picture_is_read_from_where_its_package_put_it(tmp_path: Path) -> None:
+    image = np.zeros((8, 12, 3), np.uint8)
+    image[:, 6:] = RED
+    (tmp_path / "usr/share/some").mkdir(parents=True)
+    cv2.imwrite(str(tmp_path / "usr/share/some/a b.png"), image[:, :, ::-1])
+    np.testing.assert_array_equal(read_packaged(tmp_path, "/usr/share/some/a b.png"), image)
+    with pytest.raises(FileNotFoundError, match="see --root"):
+        read_packaged(tmp_path, "/usr/share/some/b.png")
+    (tmp_path / "usr/share/some/c.png").write_text("no picture")
+    with pytest.raises(ValueError, match="not an image"):
+        read_packaged(tmp_path, "/usr/share/some/c.png")
