@@ -110,8 +110,7 @@ def _gcompris_resource(folder: Path, file: str) -> bytes:
     opened = QFile(f":/gcompris/src/activities/{file}")
     if not opened.open(QIODevice.OpenModeFlag.ReadOnly):
         raise FileNotFoundError(f"{resource}: has no {file}; GCompris 3.1 has")
-    data: bytes = opened.readAll().data()
-    return data
+    return bytes(opened.readAll().data())
 
 
 def main() -> None:

@@ -86,3 +86,11 @@ def box_xyxy_of_rle(counts: Counts, size_hw: tuple[int, int]) -> tuple[int, int,
     else:
         top, bottom = int((starts % height).min()), int((last % height).max())
     return int(starts[0] // height), top, int(last[-1] // height), bottom
+
+
+def shared_area(one: Counts, other: Counts) -> int:
+    """Pixels that are inside both of two masks of the same image."""
+    ends_of_one, ends_of_other = (np.cumsum(counts, dtype=np.int64) for counts in (one, other))
+    ends = np.union1d(ends_of_one, ends_of_other)
+    inside = [np.searchsorted(known, ends) % 2 == 1 for known in (ends_of_one, ends_of_other)]
+    return int(np.diff(ends, prepend=0)[inside[0] & inside[1]].sum())

@@ -9,7 +9,8 @@ from hypothesis.extra.numpy import arrays
 from segment_anything.utils.amg import batched_mask_to_box, mask_to_rle_pytorch, remove_small_regions
 
 from rerun_loader_sam.engine.regions import without_small_regions
-from rerun_loader_sam.masks import Mask, box_xyxy_of_rle, decode_rle, encode_rle
+from rerun_loader_sam.engine.suppression import without_twins
+from rerun_loader_sam.masks import Bools, Mask, box_xywh, box_xyxy_of_rle, decode_rle, encode_rle, shared_area
 
 bitmaps = arrays(np.bool_, st.tuples(st.integers(1, 24), st.integers(1, 24)))
 
@@ -50,3 +51,30 @@ def test_a_mask_decodes_to_its_pixels() -> None:
     np.testing.assert_array_equal(decoded, pixels)
     with pytest.raises(AttributeError):
         mask.area = 3  # type: ignore[misc]
+
+
+@settings(deadline=None)
+@given(st.tuples(st.integers(1, 24), st.integers(1, 24)).flatmap(lambda hw: arrays(np.bool_, (2, *hw))))
+def test_shared_area_is_that_of_the_pixels(pair: Bools) -> None:
+    one, other = pair
+    assert shared_area(encode_rle(one), encode_rle(other)) == (one & other).sum()
+
+
+@settings(deadline=None)
+@given(arrays(np.bool_, st.tuples(st.integers(0, 6), st.integers(1, 9), st.integers(1, 9))), st.floats(0.05, 0.95))
+def test_of_masks_that_are_nearly_the_same_the_first_stays(bitmaps: Bools, iou_threshold: float) -> None:
+    expected: list[Bools] = []
+    for pixels in bitmaps:
+        both_of = [(pixels & other).sum() for other in expected]
+        either_of = [(pixels | other).sum() for other in expected]
+        if not any(both > iou_threshold * either for both, either in zip(both_of, either_of, strict=True)):
+            expected.append(pixels)
+    found = without_twins([mask_of(pixels) for pixels in bitmaps], iou_threshold)
+    assert [mask.decode().tolist() for mask in found] == [pixels.tolist() for pixels in expected]
+
+
+def mask_of(pixels: Bools) -> Mask:
+    """A mask of these pixels (H, W)."""
+    counts, size_hw = encode_rle(pixels), (pixels.shape[0], pixels.shape[1])
+    box = box_xywh(box_xyxy_of_rle(counts, size_hw))
+    return Mask(size_hw, counts, box, int(pixels.sum()), 0.9, 0.9, (0, 0), (0, 0, size_hw[1], size_hw[0]))

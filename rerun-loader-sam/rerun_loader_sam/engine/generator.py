@@ -15,7 +15,7 @@ from rerun_loader_sam.engine.geometry import Crop, crops, layer_point_grids, res
 from rerun_loader_sam.engine.grid import Standing, grid_masks, sketched_grid_masks
 from rerun_loader_sam.engine.parallel import Cores
 from rerun_loader_sam.engine.prompting import EmbeddedCrop, Filters
-from rerun_loader_sam.engine.suppression import clean_masks, suppress_duplicates, without_specks
+from rerun_loader_sam.engine.suppression import clean_masks, suppress_duplicates, without_specks, without_twins
 from rerun_loader_sam.masks import Mask
 
 Strategy = Literal["exhaustive", "adaptive"]
@@ -26,6 +26,9 @@ Pixels = npt.NDArray[np.uint8]
 # for small models, the cost of starting operations), few enough to stop and to report soon.
 _CPU_BATCH_TOKENS = 8 * 4096
 _MAX_CPU_BATCH = 32
+
+# Different masks may become one another's likeness when their borders move to the same edges.
+TWIN_IOU = 0.85
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,8 @@ class AutomaticMaskGenerator:
             mask that seems to fill the box of a better one is not made (with a model whose decoder is not Meta's,
             there are no sketches, and it is `exhaustive`).
         edge_radius_px: Borders of the masks that stay move to edges of the image within about so many pixels of the
-            model's input (`rerun_loader_sam.engine.edges`); 0, as upstream, leaves them where the model has them.
+            model's input (`rerun_loader_sam.engine.edges`); of masks that are nearly the same then the first stays.
+            0, as upstream, leaves them as the model has them.
 
     Raises:
         ValueError: An argument is none of the above.
@@ -201,7 +205,7 @@ class AutomaticMaskGenerator:
             return without_specks(mask, self.min_mask_region_area) if self.min_mask_region_area > 0 else mask
 
         with Cores(torch.device("cpu")) as cores:
-            return list(cores.in_order(moved, masks))
+            return without_twins(list(cores.in_order(moved, masks)), TWIN_IOU)
 
     def _resized(self, image: Pixels, crop: Crop) -> torch.Tensor:
         """The crop at the model's size, on the model's device: uint8, (1, 3, h, w)."""

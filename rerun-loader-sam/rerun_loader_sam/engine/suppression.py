@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from rerun_loader_sam.engine.regions import without_small_regions
-from rerun_loader_sam.masks import Mask, box_xywh, box_xyxy_of_rle
+from rerun_loader_sam.masks import Mask, box_xywh, box_xyxy_of_rle, shared_area
 
 
 def suppress_duplicates(masks: Sequence[Mask], scores: Sequence[float], iou_threshold: float) -> list[int]:
@@ -55,3 +55,19 @@ def without_specks(mask: Mask, min_area: float) -> Mask:
         return mask
     bbox_xywh = box_xywh(box_xyxy_of_rle(counts, mask.size_hw))
     return replace(mask, rle_counts=counts, bbox_xywh=bbox_xywh, area=int(counts[1::2].sum()))
+
+
+def without_twins(masks: Sequence[Mask], iou_threshold: float) -> list[Mask]:
+    """Masks but for those whose pixels overlap an earlier one's by more than this IoU (more than 0)."""
+    kept: list[Mask] = []
+    for mask in masks:
+        if not any(_overlap(mask, other, iou_threshold) for other in kept):
+            kept.append(mask)
+    return kept
+
+
+def _overlap(one: Mask, other: Mask, iou_threshold: float) -> bool:
+    if min(one.area, other.area) <= iou_threshold * max(one.area, other.area):
+        return False
+    shared = shared_area(one.rle_counts, other.rle_counts)
+    return shared > iou_threshold * (one.area + other.area - shared)
