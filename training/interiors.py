@@ -20,19 +20,9 @@ from rendering import Camera, Light
 from staging import direction, five_looks, paint, plane, rest, surface, turn
 from textures import fractal_noise, texture
 
-_TABLES = (
-    "table",
-    "desk",
-    "workbench",
-    "chest",
-    "dresser",
-    "low",
-    "drawers",
-    "sideboard",
-    "stand",
-    "cabinet",
-    "island",
-)
+_TABLES = ("table", "desk", "bench")
+_MAKESHIFT_TABLES = ("pallet", "crate", "wood bank", "barrel", "rattan table")
+_SEATS = ("chair", "sofa", "stool", "puff", "couch", "seat")
 _NOT_ON_FLOORS = ("upper", "wall", "plug", "socket", "switch", "hanging", "ceiling", "chandelier", "hood", "window")
 YARDS = 0.3
 """Share of yards among the rooms."""
@@ -143,13 +133,11 @@ def _small_thing(rng: np.random.Generator, small: list[Piece]) -> Mesh:
     if mesh is not None:
         return mesh
     if rng.random() < 0.12:
-        return grown_body(rng, five_looks(rng), kind="fruit").moved(
-            np.eye(3, dtype=np.float32) * np.float32(rng.uniform(0.06, 0.14)), np.zeros(3, np.float32)
-        )
+        return _grown(rng, "fruit", 0.06, 0.14)
     kind = str(rng.choice(_SMALL_KINDS))
     body = turned_body(rng, paint(rng), paint(rng), kind=kind)
-    largest_m = rng.uniform(0.2, 0.36) if kind in {"bottle", "vase", "plate", "bowl"} else rng.uniform(0.06, 0.24)
-    return body.moved(np.eye(3, dtype=np.float32) * np.float32(largest_m), np.zeros(3, np.float32))
+    large = kind in {"bottle", "vase", "plate", "bowl"}
+    return _scaled(body, rng.uniform(0.2, 0.36) if large else rng.uniform(0.06, 0.24))
 
 
 def _lay(rng: np.random.Generator, room: Room, under: Mesh, small: list[Piece], most: int) -> None:
@@ -180,58 +168,77 @@ def _furnish(rng: np.random.Generator, room: Room, pieces: tuple[Piece, ...]) ->
     fitting = [p for p in ground if style == "any" or p.category in {style, "Miscellaneous", "Lights"}]
     tall = [p for p in fitting if p.size_m[1] > 0.45 and max(p.size_m) < 3]
     small = [p for p in ground if 0.04 < max(p.size_m) < 0.5]
-    tables = [p for p in ground if _has_word(p, ("table", "desk", "bench")) and 0.3 < p.size_m[1] < 1.1]
-    seats = [p for p in ground if _has_word(p, ("chair", "sofa", "stool", "puff", "couch", "seat"))]
-    pallets = [p for p in pieces if _has_word(p, ("pallet", "crate", "wood bank", "barrel", "rattan table"))]
-
-    def stand(mesh: Mesh | None, yaw: float, x: float, z: float, most: int = 0) -> bool:
-        if mesh is None or not room.place(mesh, yaw, x, z):
-            return False
-        if most:
-            _lay(rng, room, room.things[-1], small, most)
-        return True
-
+    seats = [p for p in ground if _has_word(p, _SEATS)]
     for side in (0, -1, 1):
-        # along the back wall, then the walls on the left and on the right
-        at = -room.width / 2 + rng.uniform(0, 0.6) if side == 0 else rng.uniform(0.2, 0.9)
-        end = room.width / 2 if side == 0 else room.depth * 0.6
-        while at < end and rng.random() < 0.97:
-            mesh = _any_piece(rng, tall)
-            if mesh is None:
-                break
-            extent = np.ptp(mesh.corners, axis=(0, 1))
-            low = float(extent[1]) < 1.3 and float(extent[0]) > 0.5
-            if side == 0:
-                stand(mesh, 0.0, at + extent[0] / 2, extent[2] / 2 + 0.02, 4 if low and rng.random() < 0.7 else 0)
-            else:
-                x = side * (room.width / 2 - extent[2] / 2 - 0.02)
-                stand(mesh, -side * math.pi / 2, x, at + extent[0] / 2, 4 if low and rng.random() < 0.5 else 0)
-            at += float(extent[0]) + float(rng.choice([0.02, rng.uniform(0, 0.25), rng.uniform(0.1, 0.8)]))
-    for _ in range(int(rng.integers(1, 5))):
-        mesh = _any_piece(rng, pallets if rng.random() < 0.15 else tables)
-        x, z = rng.uniform(-0.4, 0.4) * room.width, rng.uniform(0.7, 0.7 * room.depth)
-        if stand(mesh, float(rng.choice([0, math.pi / 2, rng.uniform(0, 6.3)])), x, z, 9):
-            for _ in range(int(rng.integers(0, 4))):
-                angle, reach = rng.uniform(0, 6.3), rng.uniform(0.6, 1.3)
-                stand(
-                    _any_piece(rng, seats),
-                    math.pi / 2 - angle + math.pi,
-                    x + reach * math.cos(angle),
-                    z + reach * math.sin(angle),
-                )
+        _fill_wall(rng, room, side, tall, small)
+    _set_tables(
+        rng, room, [p for p in ground if _has_word(p, _TABLES) and 0.3 < p.size_m[1] < 1.1], pieces, seats, small
+    )
     people = [p for p in pieces if p.category == "Characters"]
     for _ in range(int(rng.choice([1, 3, 6, 10], p=[0.2, 0.3, 0.3, 0.2]))):
         kind = rng.random()
         if kind < 0.25:
-            body = grown_body(rng, five_looks(rng), kind="cushion" if rng.random() < 0.6 else "animal")
-            mesh = body.moved(
-                np.eye(3, dtype=np.float32) * np.float32(rng.uniform(0.35, 1.0)), np.zeros(3, np.float32)
-            )
+            mesh: Mesh | None = _grown(rng, "cushion" if rng.random() < 0.6 else "animal", 0.35, 1.0)
         elif kind < 0.6:
             mesh = _small_thing(rng, small)
         else:
             mesh = _any_piece(rng, people if kind < 0.68 else [*seats, *ground])
-        stand(mesh, rng.uniform(0, 6.3), rng.uniform(-0.45, 0.45) * room.width, rng.uniform(0.6, room.depth))
+        turned, x, z = rng.uniform(0, 6.3), rng.uniform(-0.45, 0.45) * room.width, rng.uniform(0.6, room.depth)
+        if mesh is not None:
+            room.place(mesh, turned, x, z)
+
+
+def _fill_wall(rng: np.random.Generator, room: Room, side: int, tall: list[Piece], small: list[Piece]) -> None:
+    """Furniture along the wall at the back (`side` 0), on the left (-1) or the right (1), things on what is low."""
+    at = -room.width / 2 + rng.uniform(0, 0.6) if side == 0 else rng.uniform(0.2, 0.9)
+    end = room.width / 2 if side == 0 else room.depth * 0.6
+    while at < end and rng.random() < 0.97:
+        mesh = _any_piece(rng, tall)
+        if mesh is None:
+            break
+        width, height, depth = (float(extent) for extent in np.ptp(mesh.corners, axis=(0, 1)))
+        laid = height < 1.3 and width > 0.5 and rng.random() < (0.7 if side == 0 else 0.5)
+        x, z = at + width / 2, depth / 2 + 0.02
+        if side != 0:
+            x, z = side * (room.width / 2 - z), x
+        if room.place(mesh, -side * math.pi / 2, x, z) and laid:
+            _lay(rng, room, room.things[-1], small, 4)
+        at += width + float(rng.choice([0.02, rng.uniform(0, 0.25), rng.uniform(0.1, 0.8)]))
+
+
+def _set_tables(
+    rng: np.random.Generator,
+    room: Room,
+    tables: list[Piece],
+    pieces: tuple[Piece, ...],
+    seats: list[Piece],
+    small: list[Piece],
+) -> None:
+    """Tables, or what serves as one, with things on them and seats around them."""
+    makeshift = [p for p in pieces if _has_word(p, _MAKESHIFT_TABLES)]
+    for _ in range(int(rng.integers(1, 5))):
+        table = _any_piece(rng, makeshift if rng.random() < 0.15 else tables)
+        x, z = rng.uniform(-0.4, 0.4) * room.width, rng.uniform(0.7, 0.7 * room.depth)
+        turned = float(rng.choice([0, math.pi / 2, rng.uniform(0, 6.3)]))
+        if table is None or not room.place(table, turned, x, z):
+            continue
+        _lay(rng, room, room.things[-1], small, 9)
+        for _ in range(int(rng.integers(0, 4))):
+            angle, reach = rng.uniform(0, 6.3), rng.uniform(0.6, 1.3)
+            seat = _any_piece(rng, seats)
+            if seat is not None:
+                facing = 1.5 * math.pi - angle
+                room.place(seat, facing, x + reach * math.cos(angle), z + reach * math.sin(angle))
+
+
+def _grown(rng: np.random.Generator, kind: str, smallest_m: float, largest_m: float) -> Mesh:
+    """A grown body of some size."""
+    body = grown_body(rng, five_looks(rng), kind=kind)
+    return _scaled(body, rng.uniform(smallest_m, largest_m))
+
+
+def _scaled(mesh: Mesh, factor: float) -> Mesh:
+    return mesh.moved(np.eye(3, dtype=np.float32) * np.float32(factor), np.zeros(3, np.float32))
 
 
 def _furnish_yard(rng: np.random.Generator, room: Room, pieces: tuple[Piece, ...]) -> None:
@@ -241,10 +248,7 @@ def _furnish_yard(rng: np.random.Generator, room: Room, pieces: tuple[Piece, ...
     for number in range(int(rng.integers(4, 16))):
         kind = rng.random()
         if kind < 0.25:
-            body = grown_body(rng, five_looks(rng), kind="animal")
-            mesh: Mesh | None = body.moved(
-                np.eye(3, dtype=np.float32) * np.float32(rng.uniform(0.4, 1.4)), np.zeros(3, np.float32)
-            )
+            mesh: Mesh | None = _grown(rng, "animal", 0.4, 1.4)
         else:
             mesh = _any_piece(rng, people if kind < 0.4 else outside)
         if mesh is None:
