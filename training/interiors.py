@@ -133,7 +133,7 @@ def _small_thing(rng: np.random.Generator, small: list[Piece]) -> Mesh:
     if mesh is not None:
         return mesh
     if rng.random() < 0.12:
-        return _grown(rng, "fruit", 0.06, 0.14)
+        return _grown(rng, ("fruit",), 0.06, 0.14)
     kind = str(rng.choice(_SMALL_KINDS))
     body = turned_body(rng, paint(rng), paint(rng), kind=kind)
     large = kind in {"bottle", "vase", "plate", "bowl"}
@@ -171,14 +171,12 @@ def _furnish(rng: np.random.Generator, room: Room, pieces: tuple[Piece, ...]) ->
     seats = [p for p in ground if _has_word(p, _SEATS)]
     for side in (0, -1, 1):
         _fill_wall(rng, room, side, tall, small)
-    _set_tables(
-        rng, room, [p for p in ground if _has_word(p, _TABLES) and 0.3 < p.size_m[1] < 1.1], pieces, seats, small
-    )
+    _set_tables(rng, room, pieces, ground, small)
     people = [p for p in pieces if p.category == "Characters"]
     for _ in range(int(rng.choice([1, 3, 6, 10], p=[0.2, 0.3, 0.3, 0.2]))):
         kind = rng.random()
         if kind < 0.25:
-            mesh: Mesh | None = _grown(rng, "cushion" if rng.random() < 0.6 else "animal", 0.35, 1.0)
+            mesh: Mesh | None = _grown(rng, ("cushion", "animal"), 0.35, 1.0)
         elif kind < 0.6:
             mesh = _small_thing(rng, small)
         else:
@@ -207,14 +205,11 @@ def _fill_wall(rng: np.random.Generator, room: Room, side: int, tall: list[Piece
 
 
 def _set_tables(
-    rng: np.random.Generator,
-    room: Room,
-    tables: list[Piece],
-    pieces: tuple[Piece, ...],
-    seats: list[Piece],
-    small: list[Piece],
+    rng: np.random.Generator, room: Room, pieces: tuple[Piece, ...], ground: list[Piece], small: list[Piece]
 ) -> None:
     """Tables, or what serves as one, with things on them and seats around them."""
+    tables = [p for p in ground if _has_word(p, _TABLES) and 0.3 < p.size_m[1] < 1.1]
+    seats = [p for p in ground if _has_word(p, _SEATS)]
     makeshift = [p for p in pieces if _has_word(p, _MAKESHIFT_TABLES)]
     for _ in range(int(rng.integers(1, 5))):
         table = _any_piece(rng, makeshift if rng.random() < 0.15 else tables)
@@ -231,9 +226,9 @@ def _set_tables(
                 room.place(seat, facing, x + reach * math.cos(angle), z + reach * math.sin(angle))
 
 
-def _grown(rng: np.random.Generator, kind: str, smallest_m: float, largest_m: float) -> Mesh:
-    """A grown body of some size."""
-    body = grown_body(rng, five_looks(rng), kind=kind)
+def _grown(rng: np.random.Generator, kinds: tuple[str, ...], smallest_m: float, largest_m: float) -> Mesh:
+    """A grown body of one of the kinds and of some size."""
+    body = grown_body(rng, five_looks(rng), kind=kinds[int(rng.random() * len(kinds))])
     return _scaled(body, rng.uniform(smallest_m, largest_m))
 
 
@@ -248,7 +243,7 @@ def _furnish_yard(rng: np.random.Generator, room: Room, pieces: tuple[Piece, ...
     for number in range(int(rng.integers(4, 16))):
         kind = rng.random()
         if kind < 0.25:
-            mesh: Mesh | None = _grown(rng, "animal", 0.4, 1.4)
+            mesh: Mesh | None = _grown(rng, ("animal",), 0.4, 1.4)
         else:
             mesh = _any_piece(rng, people if kind < 0.4 else outside)
         if mesh is None:
