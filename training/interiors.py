@@ -17,7 +17,7 @@ import numpy as np
 from grown import grown_body
 from meshes import Floats, Material, Mesh, Piece, furniture_pieces, join, turned_body
 from rendering import Camera, Light
-from staging import direction, five_looks, paint, plane, rest, surface, turn
+from staging import direction, five_looks, lamp, paint, plane, rest, surface, textured, tinted, turn
 from textures import fractal_noise, texture
 
 _TABLES = ("table", "desk", "bench")
@@ -74,7 +74,7 @@ def _wall_look(rng: np.random.Generator) -> Material:
     image = texture(rng, 384, 384, colour, float(rng.choice([0.05, 0.2, 0.6])))
     if rng.random() < 0.2:
         image *= _joints(rng, int(rng.integers(4, 14)), int(rng.integers(2, 8)), 0.5)[:, :, None]
-    return Material(np.ones(3, np.float32), image.clip(0, 255).astype(np.uint8), 0.0)
+    return textured(image)
 
 
 def _joints(rng: np.random.Generator, rows: int, columns: int, shift: float) -> Floats:
@@ -104,7 +104,7 @@ def _floor_look(rng: np.random.Generator) -> Material:
     else:
         image = texture(rng, 384, 384, colour, float(rng.choice([0.3, 0.7, 1.3])))
     gloss = float(rng.choice([0.0, 0.2, 0.5, 0.9], p=[0.4, 0.3, 0.2, 0.1]))
-    return Material(np.ones(3, np.float32), np.asarray(image).clip(0, 255).astype(np.uint8), gloss)
+    return textured(image, gloss)
 
 
 def _recoloured(rng: np.random.Generator, mesh: Mesh) -> Mesh:
@@ -112,7 +112,7 @@ def _recoloured(rng: np.random.Generator, mesh: Mesh) -> Mesh:
     if rng.random() < 0.55:
         return mesh
     tint = rng.uniform(0.35, 1.25) * rng.uniform(0.8, 1.15, 3).astype(np.float32)
-    materials = [replace(m, colour=np.clip(m.colour * tint, 0.01, 0.95)) for m in mesh.materials]
+    materials = tinted(mesh, tint)
     if rng.random() < 0.4:
         number = int(rng.integers(len(materials)))
         materials[number] = surface(rng, 0.5) if rng.random() < 0.3 else replace(paint(rng), image=None)
@@ -171,7 +171,10 @@ def _furnish(rng: np.random.Generator, room: Room, pieces: tuple[Piece, ...]) ->
     seats = [p for p in ground if _has_word(p, _SEATS)]
     for side in (0, -1, 1):
         _fill_wall(rng, room, side, tall, small)
-    _set_tables(rng, room, pieces, ground, small)
+    tables = [p for p in ground if _has_word(p, _TABLES) and 0.3 < p.size_m[1] < 1.1]
+    makeshift = [p for p in pieces if _has_word(p, _MAKESHIFT_TABLES)]
+    for _ in range(int(rng.integers(1, 5))):
+        _set_table(rng, room, makeshift if rng.random() < 0.15 else tables, seats, small)
     people = [p for p in pieces if p.category == "Characters"]
     for _ in range(int(rng.choice([1, 3, 6, 10], p=[0.2, 0.3, 0.3, 0.2]))):
         kind = rng.random()
@@ -204,26 +207,21 @@ def _fill_wall(rng: np.random.Generator, room: Room, side: int, tall: list[Piece
         at += width + float(rng.choice([0.02, rng.uniform(0, 0.25), rng.uniform(0.1, 0.8)]))
 
 
-def _set_tables(
-    rng: np.random.Generator, room: Room, pieces: tuple[Piece, ...], ground: list[Piece], small: list[Piece]
+def _set_table(
+    rng: np.random.Generator, room: Room, tables: list[Piece], seats: list[Piece], small: list[Piece]
 ) -> None:
-    """Tables, or what serves as one, with things on them and seats around them."""
-    tables = [p for p in ground if _has_word(p, _TABLES) and 0.3 < p.size_m[1] < 1.1]
-    seats = [p for p in ground if _has_word(p, _SEATS)]
-    makeshift = [p for p in pieces if _has_word(p, _MAKESHIFT_TABLES)]
-    for _ in range(int(rng.integers(1, 5))):
-        table = _any_piece(rng, makeshift if rng.random() < 0.15 else tables)
-        x, z = rng.uniform(-0.4, 0.4) * room.width, rng.uniform(0.7, 0.7 * room.depth)
-        turned = float(rng.choice([0, math.pi / 2, rng.uniform(0, 6.3)]))
-        if table is None or not room.place(table, turned, x, z):
-            continue
-        _lay(rng, room, room.things[-1], small, 9)
-        for _ in range(int(rng.integers(0, 4))):
-            angle, reach = rng.uniform(0, 6.3), rng.uniform(0.6, 1.3)
-            seat = _any_piece(rng, seats)
-            if seat is not None:
-                facing = 1.5 * math.pi - angle
-                room.place(seat, facing, x + reach * math.cos(angle), z + reach * math.sin(angle))
+    """A table, or what serves as one, with things on it and seats around it."""
+    table = _any_piece(rng, tables)
+    x, z = rng.uniform(-0.4, 0.4) * room.width, rng.uniform(0.7, 0.7 * room.depth)
+    turned = float(rng.choice([0, math.pi / 2, rng.uniform(0, 6.3)]))
+    if table is None or not room.place(table, turned, x, z):
+        return
+    _lay(rng, room, room.things[-1], small, 9)
+    for _ in range(int(rng.integers(0, 4))):
+        angle, reach = rng.uniform(0, 6.3), rng.uniform(0.6, 1.3)
+        seat = _any_piece(rng, seats)
+        if seat is not None:
+            room.place(seat, 1.5 * math.pi - angle, x + reach * math.cos(angle), z + reach * math.sin(angle))
 
 
 def _grown(rng: np.random.Generator, kinds: tuple[str, ...], smallest_m: float, largest_m: float) -> Mesh:
@@ -255,11 +253,7 @@ def _furnish_yard(rng: np.random.Generator, room: Room, pieces: tuple[Piece, ...
 
 def _framed(rng: np.random.Generator, width: float, height: float) -> Mesh:
     """A picture, a window or a board with a frame, flat, its middle in the origin, looking to +z."""
-    inner = Material(
-        np.ones(3, np.float32),
-        texture(rng, 256, 256, _quiet_colour(rng, rng.random()), 2.0).clip(0, 255).astype(np.uint8),
-        0.3,
-    )
+    inner = textured(texture(rng, 256, 256, _quiet_colour(rng, rng.random()), 2.0), 0.3)
     if rng.random() < 0.35:
         inner = Material(np.full(3, rng.uniform(0.7, 2.5), np.float32), None, 0.0)  # a window by day
     parts = [plane((-width / 2, -height / 2, 0.02), (width, 0, 0), (0, height, 0), 1.0, inner)]
@@ -281,8 +275,7 @@ def _house(rng: np.random.Generator, room: Room) -> list[Mesh]:
     image = texture(rng, 384, 384, _quiet_colour(rng, rng.uniform(0.25, 0.7)), float(rng.choice([0.5, 1.0, 1.6])))
     if rng.random() < 0.4:
         image *= _joints(rng, int(rng.integers(4, 16)), int(rng.integers(2, 12)), 0.5)[:, :, None]
-    ground = Material(np.ones(3, np.float32), image.clip(0, 255).astype(np.uint8), 0.0)
-    shell = [plane((-w * 2, 0, -w), (w * 4, 0, 0), (0, 0, w * 3 + room.depth), rng.uniform(2, 6), ground)]
+    shell = [plane((-w * 2, 0, -w), (w * 4, 0, 0), (0, 0, w * 3 + room.depth), rng.uniform(2, 6), textured(image))]
     if rng.random() < 0.7:
         shell.append(plane((-w, 0, 0), (2 * w, 0, 0), (0, h, 0), rng.uniform(1.5, 4), _front_look(rng)))
         _hang(rng, room, int(rng.integers(1, 7)), 2.2)
@@ -295,7 +288,7 @@ def _front_look(rng: np.random.Generator) -> Material:
     if rng.random() < 0.7:
         boards = _joints(rng, int(rng.integers(5, 24)), int(rng.integers(1, 6)), 0.5)
         image *= (boards if rng.random() < 0.7 else np.ascontiguousarray(boards.T))[:, :, None]
-    return Material(np.ones(3, np.float32), image.clip(0, 255).astype(np.uint8), 0.0)
+    return textured(image)
 
 
 def _hang(rng: np.random.Generator, room: Room, count: int, largest_m: float) -> None:
@@ -341,9 +334,7 @@ def _light(rng: np.random.Generator) -> list[Light]:
     lights = []
     for _ in range(1 if rng.random() < 0.5 else 2):
         towards = direction(math.radians(rng.uniform(20, 160)), math.radians(rng.uniform(20, 80)))
-        warmth = np.array([1.0, rng.uniform(0.75, 1), rng.uniform(0.4, 1.05)], np.float32)
-        spread = float(rng.choice([0.03, 0.15, 0.4, 0.8]))
-        lights.append(Light(towards.astype(np.float32), spread, warmth * np.float32(rng.uniform(0.2, 2.0))))
+        lights.append(lamp(rng, towards, (0.4, 1.05), (0.03, 0.15, 0.4, 0.8), 2.0))
     return lights
 
 

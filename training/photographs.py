@@ -89,16 +89,18 @@ def read_packaged(root: Path, file: str) -> NDArray[np.uint8]:
     It is a path such as `/usr/share/plasma/avatars/photos/Dog.png`, or one in GCompris's resources such as
     `erase/resource/tiger.webp`.
     """
-    path = root / file.lstrip("/")
-    if not file.startswith("/"):
-        image = cv2.imdecode(np.frombuffer(_gcompris_resource(root / GCOMPRIS, file), np.uint8), cv2.IMREAD_COLOR)
-    elif path.is_file():
-        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    else:
-        raise FileNotFoundError(f"{path}: not there; install the packages that photographs.py names, see --root")
+    data = _installed_file(root, file) if file.startswith("/") else _gcompris_resource(root / GCOMPRIS, file)
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if image is None:
         raise ValueError(f"{file} below {root}: not an image")
     return np.ascontiguousarray(image[:, :, ::-1], np.uint8)
+
+
+def _installed_file(root: Path, file: str) -> bytes:
+    path = root / file.lstrip("/")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: not there; install the packages that photographs.py names, see --root")
+    return path.read_bytes()
 
 
 def _gcompris_resource(folder: Path, file: str) -> bytes:

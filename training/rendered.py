@@ -35,7 +35,7 @@ from meshes import (
 from rendering import Camera, Ints, Light, World
 from scene_files import Scene, parents_table, write_scene
 from scenes import MIN_REGION_PX, SCENE_SIZE
-from staging import direction, five_looks, paint, plane, rest, surface, turn
+from staging import direction, five_looks, lamp, paint, plane, rest, surface, tinted, turn
 from surroundings import painted, panorama_files, photographed
 
 SUPERSAMPLING = 1.5
@@ -57,7 +57,7 @@ _PART_SHARES = (0.03, 0.85)
 def _recoloured(rng: np.random.Generator, mesh: Mesh) -> Mesh:
     """Another look for the same shape: its materials tinted, or one of them painted anew."""
     tint = rng.uniform(0.3, 1.3, 3).astype(np.float32)
-    materials = [replace(m, colour=np.clip(m.colour * tint, 0.01, 0.95)) for m in mesh.materials]
+    materials = tinted(mesh, tint)
     if rng.random() < 0.5:
         number = int(rng.integers(len(materials)))
         materials[number] = replace(paint(rng), image=None)
@@ -153,12 +153,8 @@ def _place_things(rng: np.random.Generator, files: tuple[tuple[Path, str], ...])
 def _lights(rng: np.random.Generator) -> list[Light]:
     lights = []
     for _ in range(1 if rng.random() < 0.65 else 2):
-        angle, height = rng.uniform(0, 2 * math.pi), math.radians(rng.uniform(15, 85))
-        warmth = np.array([1.0, rng.uniform(0.75, 1), rng.uniform(0.5, 1.1)], np.float32)
-        spread = float(rng.choice([0.01, 0.08, 0.3, 0.7]))
-        lights.append(
-            Light(direction(angle, height).astype(np.float32), spread, warmth * np.float32(rng.uniform(0.2, 2.5)))
-        )
+        towards = direction(rng.uniform(0, 2 * math.pi), math.radians(rng.uniform(15, 85)))
+        lights.append(lamp(rng, towards, (0.5, 1.1), (0.01, 0.08, 0.3, 0.7), 2.5))
     return lights
 
 
@@ -254,6 +250,16 @@ def _number_regions(thing: Ints, material: Ints, things: int) -> tuple[NDArray[n
     return regions, parents_table(parents)
 
 
+def _sometimes(rng: np.random.Generator, panoramas: Path | None) -> Path | None:
+    """The folder of panoramas for two in five scenes."""
+    return panoramas if panoramas is not None and rng.random() < 0.4 else None
+
+
+def _around(rng: np.random.Generator, panoramas: Path | None) -> Floats:
+    """Light from all directions: a panorama of the folder, or painted if there is none."""
+    return painted(rng) if panoramas is None else photographed(rng, panorama_files(panoramas))
+
+
 def render_scene(seed: int, index: int, furniture: Path, panoramas: Path | None = None) -> Scene:
     """Scene number `index` of `seed`, with models of the libraries in `furniture` if there are any.
 
@@ -261,11 +267,11 @@ def render_scene(seed: int, index: int, furniture: Path, panoramas: Path | None 
     """
     rng = np.random.default_rng((seed, index, 3))
     things, radius = _place_things(rng, furniture_files(furniture))
-    outside = panoramas is not None and rng.random() < 0.4
-    planes = _backdrop(rng, radius, outside=outside)
+    behind = _sometimes(rng, panoramas)
+    planes = _backdrop(rng, radius, outside=behind is not None)
     if rng.random() < 0.3:
         things = [_camouflaged(rng, m, planes[0].materials[0]) if rng.random() < 0.4 else m for m in things]
-    around = photographed(rng, panorama_files(panoramas)) if outside and panoramas else painted(rng)
+    around = _around(rng, behind)
     world = World([*things, *planes], _lights(rng), around)
     side = round(SCENE_SIZE * SUPERSAMPLING)
     for _ in range(4):
@@ -282,8 +288,7 @@ def render_room(seed: int, index: int, furniture: Path, panoramas: Path | None =
     while len(room.things) < FEWEST_IN_ROOM:
         room, shell, lights = furnished_room(rng, furniture)
     things = room.things
-    outside = panoramas is not None and rng.random() < 0.4
-    around = photographed(rng, panorama_files(panoramas)) if outside and panoramas else painted(rng)
+    around = _around(rng, _sometimes(rng, panoramas))
     world = World([*things, *shell], lights, around, rays_around=ROOM_RAYS_AROUND)
     for _ in range(12):
         camera = look_around(rng, things, room.width)

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from meshes import Floats, Material, Mesh, grid_mesh, linear_light
-from textures import random_colour, texture
+from rendering import Light
+from textures import FloatImage, random_colour, texture
+
+
+def textured(image: FloatImage, gloss: float = 0.0) -> Material:
+    """A material that looks like an image (h, w, 3) of about 0..255, not clipped."""
+    return Material(np.ones(3, np.float32), image.clip(0, 255).astype(np.uint8), gloss)
 
 
 def surface(rng: np.random.Generator, strength: float) -> Material:
@@ -20,7 +27,7 @@ def surface(rng: np.random.Generator, strength: float) -> Material:
     grey = image.mean(2, keepdims=True)
     image = grey + (image - grey) * rng.uniform(0.2, 1)
     gloss = float(rng.choice([0.0, 0.3, 0.8], p=[0.6, 0.25, 0.15]))
-    return Material(np.ones(3, np.float32), image.clip(0, 255).astype(np.uint8), gloss)
+    return textured(image, gloss)
 
 
 def paint(rng: np.random.Generator) -> Material:
@@ -28,6 +35,24 @@ def paint(rng: np.random.Generator) -> Material:
     if rng.random() < 0.35:
         return surface(rng, float(rng.choice([0.2, 0.7, 1.3])))
     return Material(linear_light(random_colour(rng)), None, float(rng.choice([0.0, 0.3, 0.7, 1.0])))
+
+
+def tinted(mesh: Mesh, tint: Floats) -> list[Material]:
+    """The materials of a mesh with their colours times `tint` (3,)."""
+    return [replace(m, colour=np.clip(m.colour * tint, 0.01, 0.95)) for m in mesh.materials]
+
+
+def lamp(
+    rng: np.random.Generator,
+    towards: NDArray[np.float64],
+    blue: tuple[float, float],
+    spreads: tuple[float, ...],
+    brightest: float,
+) -> Light:
+    """Light from that direction: yellowish to white or, with `blue` above 1, bluish; one of the spreads."""
+    warmth = np.array([1.0, rng.uniform(0.75, 1), rng.uniform(*blue)], np.float32)
+    spread = float(rng.choice(spreads))
+    return Light(towards.astype(np.float32), spread, warmth * np.float32(rng.uniform(0.2, brightest)))
 
 
 def plane(

@@ -62,7 +62,7 @@ def furniture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = []
     with zipfile.ZipFile(folder / "own.sh3f", "w") as library:
         for number, (name, category, width, depth, height) in enumerate(CATALOGUE, 1):
-            library.writestr(f"box{number}/it.obj", MODEL.replace("mtllib", "\nmtllib"))
+            library.writestr(f"box{number}/it.obj", MODEL)
             library.writestr(f"box{number}/it.mtl", LOOKS)
             lines += [f"name#{number}={name}", f"category#{number}={category}", f"model#{number}=/box{number}/it.obj"]
             lines += [f"width#{number}={width}", f"depth#{number}={depth}", f"height#{number}={height}"]
