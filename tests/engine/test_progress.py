@@ -14,7 +14,9 @@ from small_sams import small_sam, smooth_image, upstream_masks
 from rerun_loader_sam import AutomaticMaskGenerator
 from rerun_loader_sam.allocator import engine_env
 from rerun_loader_sam.engine.boxes import BoxBounds
-from rerun_loader_sam.engine.tracing import Tracer
+from rerun_loader_sam.engine.generator import Strategy
+from rerun_loader_sam.engine.geometry import is_cut_off
+from rerun_loader_sam.engine.tracing import Outline, Tracer
 from rerun_loader_sam.masks import Mask
 
 OPEN = {"points_per_side": 6, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
@@ -124,6 +126,22 @@ def test_adaptive_looks_closely_at_few_masks(monkeypatch: pytest.MonkeyPatch) ->
         AutomaticMaskGenerator(large, **both, strategy=strategy).generate(smooth_image(150, 220))
     assert looked_at["exhaustive"] == 300
     assert looked_at["adaptive"] < 200
+
+
+@pytest.mark.parametrize("strategy", ["adaptive", "exhaustive"])
+def test_few_masks_that_a_crop_cuts_off_are_made(strategy: Strategy, monkeypatch: pytest.MonkeyPatch) -> None:
+    traced: list[bool] = []
+    trace = Tracer.trace
+
+    def traced_too(self: Tracer, logits: torch.Tensor, min_stability: float) -> tuple[float, Outline | None]:
+        stability, outline = trace(self, logits, min_stability)
+        traced.append(outline is not None and is_cut_off(outline.box_xyxy, self._crop, self._image_hw))
+        return stability, outline
+
+    monkeypatch.setattr(Tracer, "trace", traced_too)
+    both = {**OPEN, "crop_n_layers": 1, "box_nms_thresh": 0.9}
+    AutomaticMaskGenerator(small_sam(), **both, strategy=strategy).generate(smooth_image(400, 500))
+    assert traced.count(True) < 0.1 * len(traced)
 
 
 def test_adaptive_gives_the_same_every_time(sam: Sam) -> None:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as nn_functional
 from segment_anything.utils.amg import batched_mask_to_box, calculate_stability_score, mask_to_rle_pytorch
 
-from rerun_loader_sam.engine.geometry import Crop, model_input_hw
+from rerun_loader_sam.engine.geometry import Crop, is_cut_off, model_input_hw
 from rerun_loader_sam.engine.tracing import Tracer
 
 SIDE, LOGITS = 128, 32
@@ -83,6 +83,20 @@ def test_a_crop_lies_where_it_was_cut() -> None:
     assert outline is not None
     (rle,) = mask_to_rle_pytorch(torch.from_numpy(expected)[None])
     assert outline.rle_counts.tolist() == rle["counts"]
+
+
+def test_a_mask_whose_bounds_are_cut_off_is() -> None:
+    image_hw, crop, found = (220, 310), Crop((0, 60, 200, 220), 1), []
+    tracer = Tracer(crop, image_hw, **MODEL)
+    for seed in range(60):
+        logits = blobs(seed, 3) - 4
+        _, outline = tracer.trace(logits, 0.0)
+        bounds = tracer.box_bounds(logits)
+        if outline is not None and bounds is not None:
+            found.append((bounds.is_cut_off(crop, image_hw), is_cut_off(outline.box_xyxy, crop, image_hw)))
+    assert found.count((True, False)) == 0
+    assert found.count((False, False)) > 0
+    assert found.count((True, True)) > 4 * found.count((False, True))
 
 
 def test_an_unstable_mask_is_not_traced() -> None:

@@ -4,10 +4,11 @@ Boxes end at their last pixel, as upstream compares them: lines have no area.
 """
 
 from dataclasses import dataclass
+from operator import and_
 
 import numpy as np
 
-from rerun_loader_sam.engine.geometry import Floats
+from rerun_loader_sam.engine.geometry import Crop, Floats, cut_off_sides
 from rerun_loader_sam.masks import Mask
 
 
@@ -24,6 +25,11 @@ class BoxBounds:
         x, y, width, height = mask.bbox_xywh
         box_xyxy = np.array([x, y, x + width, y + height])
         return cls(box_xyxy, box_xyxy)
+
+    def is_cut_off(self, crop: Crop, image_hw: tuple[int, int]) -> bool:
+        """Whether every box with these bounds ends at an edge of the crop; see `geometry.is_cut_off`."""
+        inner, outer = (cut_off_sides(box, crop, image_hw) for box in (self.inner_xyxy, self.outer_xyxy))
+        return any(map(and_, inner, outer))
 
 
 def least_iou(inner_xyxy: Floats, outer_xyxy: Floats, boxes_xyxy: Floats) -> Floats:

@@ -4,6 +4,7 @@ Sizes are (H, W), points (x, y), boxes (x0, y0, x1, y1), all in pixels.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,8 +83,13 @@ def resized_crop(image: npt.NDArray[np.uint8], crop: Crop, long_side: int) -> np
 
 def is_cut_off(box_xyxy: Box, crop: Crop, image_hw: tuple[int, int]) -> bool:
     """Whether a box in the image's frame ends at an edge of its crop that is no edge of the image."""
+    return any(cut_off_sides(box_xyxy, crop, image_hw))
+
+
+def cut_off_sides(box_xyxy: Iterable[float], crop: Crop, image_hw: tuple[int, int]) -> list[bool]:
+    """Which of the four sides of a box make it end so; see `is_cut_off`."""
     image_edges = (0, 0, image_hw[1], image_hw[0])
-    return any(
+    return [
         abs(side - edge) <= CROP_EDGE_MARGIN < abs(side - image_edge)
         for side, edge, image_edge in zip(box_xyxy, crop.box_xyxy, image_edges, strict=True)
-    )
+    ]

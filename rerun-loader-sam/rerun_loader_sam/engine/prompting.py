@@ -128,9 +128,11 @@ class EmbeddedCrop:
             if not masks:
                 continue
             for mask, logits in zip(masks, prediction.coarse_logits(prompt, masks).cpu(), strict=True):
-                if self._tracer.may_be_stable(logits, self._filters.stability_score_thresh):
+                if not self._tracer.may_be_stable(logits, self._filters.stability_score_thresh):
+                    continue
+                box = self._tracer.sketched_box(logits)
+                if not box.is_cut_off(self._crop, self._image_hw):
                     score = float(prediction.predicted_iou[prompt, mask])
-                    box = self._tracer.sketched_box(logits)
                     found.append(Unmade(points_xy[prompt], mask, score, box, (prediction, prompt)))
         return found
 
@@ -179,6 +181,9 @@ class EmbeddedCrop:
         for mask, logits in zip(masks, prediction.low_res_logits(prompt, masks).cpu(), strict=True):
             predicted_iou = float(prediction.predicted_iou[prompt, mask])
             box = self._tracer.box_bounds(logits) if is_needless else None
+            if box and box.is_cut_off(self._crop, self._image_hw):
+                found.append(None)
+                continue
             if is_needless and box and is_needless(box, predicted_iou):
                 found.append(Unmade(point_xy, mask, predicted_iou, box))
                 continue
