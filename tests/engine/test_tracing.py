@@ -99,6 +99,13 @@ def test_a_mask_whose_bounds_are_cut_off_is() -> None:
     assert found.count((True, True)) > 4 * found.count((False, True))
 
 
+def test_a_mask_that_its_sketch_does_not_show_is_not_cut_off() -> None:
+    image_hw, crop = (400, 400), Crop((100, 100, 300, 300), 1)
+    bounds = Tracer(crop, image_hw, **MODEL).sketched_box(torch.full((8, 8), -1.0))
+    assert bounds.outer_xyxy.tolist() == [100, 100, 300, 300]
+    assert not bounds.is_cut_off(crop, image_hw)
+
+
 def test_an_unstable_mask_is_not_traced() -> None:
     logits = blobs(2, 5)
     tracer = Tracer(Crop((0, 0, 90, 90), 0), (90, 90), **MODEL)

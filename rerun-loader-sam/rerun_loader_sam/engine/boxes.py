@@ -14,7 +14,10 @@ from rerun_loader_sam.masks import Mask
 
 @dataclass(frozen=True, slots=True)
 class BoxBounds:
-    """What is known of a box: it holds `inner` and lies in `outer`; each XYXY in pixels of the image, (4,)."""
+    """What is known of a box: it holds `inner` and lies in `outer`; each XYXY in pixels of the image, (4,).
+
+    Each of its sides lies between theirs; an inner box that ends before it begins is held by any.
+    """
 
     inner_xyxy: Floats
     outer_xyxy: Floats

@@ -168,7 +168,7 @@ class Tracer:
             extent = _extent(highest)
             if extent is None:
                 x0, y0, x1, y1 = self._crop.box_xyxy
-                return BoxBounds(np.array([x0, y0, x0, y0]), np.array([x0, y0, x1, y1]))
+                return BoxBounds(np.array([x1, y1, x0, y0]), np.array([x0, y0, x1, y1]))
             pixels = self._pixels_per_token[axis]
             margin = _SKETCHED_EDGE_MARGIN * pixels
             start, end = ((edge + _SKETCHED_AT) * pixels - 0.5 for edge in extent)
