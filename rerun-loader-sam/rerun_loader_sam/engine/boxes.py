@@ -4,7 +4,6 @@ Boxes end at their last pixel, as upstream compares them: lines have no area.
 """
 
 from dataclasses import dataclass
-from operator import and_
 
 import numpy as np
 
@@ -32,7 +31,7 @@ class BoxBounds:
     def is_cut_off(self, crop: Crop, image_hw: tuple[int, int]) -> bool:
         """Whether every box with these bounds ends at an edge of the crop; see `geometry.is_cut_off`."""
         inner, outer = (cut_off_sides(box, crop, image_hw) for box in (self.inner_xyxy, self.outer_xyxy))
-        return any(map(and_, inner, outer))
+        return any(cut and cut_too for cut, cut_too in zip(inner, outer, strict=True))
 
 
 def least_iou(inner_xyxy: Floats, outer_xyxy: Floats, boxes_xyxy: Floats) -> Floats:

@@ -8,8 +8,6 @@ import numpy as np
 from rerun_loader_sam.engine.regions import without_small_regions
 from rerun_loader_sam.masks import Mask, box_xywh, box_xyxy_of_rle, shared_area
 
-BoxXYWH = tuple[float, float, float, float]
-
 
 def suppress_duplicates(masks: Sequence[Mask], scores: Sequence[float], iou_threshold: float) -> list[int]:
     """Indices of the masks that no better one overlaps, best first.
@@ -73,14 +71,15 @@ def _overlap(one: Mask, other: Mask, iou_threshold: float) -> bool:
         return shared > iou_threshold * (one.area + other.area - shared)
 
     # Pixels are counted for those only that areas and boxes leave.
-    if not enough(min(one.area, other.area, _shared_by_boxes(one.bbox_xywh, other.bbox_xywh))):
+    if not enough(min(one.area, other.area, _shared_by_boxes(one, other))):
         return False
     return enough(shared_area(one.rle_counts, other.rle_counts))
 
 
-def _shared_by_boxes(one_xywh: BoxXYWH, other_xywh: BoxXYWH) -> float:
-    """Pixels in both boxes, which end with their last ones."""
-    (x, y, width, height), (other_x, other_y, other_width, other_height) = one_xywh, other_xywh
+def _shared_by_boxes(one: Mask, other: Mask) -> float:
+    """Pixels in the boxes of both masks, which end with their last ones."""
+    x, y, width, height = one.bbox_xywh
+    other_x, other_y, other_width, other_height = other.bbox_xywh
     columns = min(x + width, other_x + other_width) - max(x, other_x) + 1
     rows = min(y + height, other_y + other_height) - max(y, other_y) + 1
     return max(columns, 0) * max(rows, 0)
