@@ -64,6 +64,21 @@ def square_view(rng: np.random.Generator, photograph: Scene, size: int) -> Scene
     )
 
 
+def turned(rng: np.random.Generator, photograph: Scene) -> Scene:
+    """A photograph turned a little and magnified around a point near its middle: there are few, and each comes often.
+
+    Beyond its border it is mirrored, and nobody has outlined anything.
+    """
+    height, width = photograph.regions.shape
+    centre_xy = (width * rng.uniform(0.3, 0.7), height * rng.uniform(0.3, 0.7))
+    move = cv2.getRotationMatrix2D(centre_xy, rng.normal(0, 10), rng.uniform(1, 1.4))
+    regions = cv2.warpAffine(
+        photograph.regions, move, (width, height), flags=cv2.INTER_NEAREST, borderValue=(UNLABELLED,)
+    )
+    image = cv2.warpAffine(photograph.image, move, (width, height), borderMode=cv2.BORDER_REFLECT)
+    return Scene(np.asarray(image, np.uint8), np.asarray(regions, np.uint8), photograph.parents)
+
+
 def mosaic(rng: np.random.Generator, four: list[Scene], size: int) -> Scene:
     """Four photographs as the quarters of a square scene: their things are smaller and sharper.
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from canvas import Canvas, shade
 from copies import CopiedThing, copy_thing, standings, things_apart
 from cutouts import place_cutout
-from photographs import mosaic, square_view
+from photographs import mosaic, square_view, turned
 from reliefs import place_relief
 from scene_files import Scene, parents_of_labelled, parents_table, read_scene
 from shapes import Patch, half_plane, random_family, random_patch
@@ -26,6 +26,8 @@ PHOTOGRAPHED = 0.3
 """Share of scenes that are photographs, if there are any."""
 MOSAICS = 0.25
 """Share of photographs that come four at a time."""
+TURNED = 0.5
+"""Share of photographs that are turned and magnified."""
 PHOTOGRAPHED_COPIES = 0.5
 """Share of copied things that come from photographs, if there are any."""
 
@@ -328,8 +330,13 @@ def _any_of(rng: np.random.Generator, files: Sequence[Path]) -> Scene:
 
 def _photographed(rng: np.random.Generator, files: Sequence[Path]) -> Scene:
     if rng.random() < MOSAICS:
-        return mosaic(rng, [_any_of(rng, files) for _ in range(4)], SCENE_SIZE)
-    return square_view(rng, _any_of(rng, files), SCENE_SIZE)
+        return mosaic(rng, [_photograph(rng, files) for _ in range(4)], SCENE_SIZE)
+    return square_view(rng, _photograph(rng, files), SCENE_SIZE)
+
+
+def _photograph(rng: np.random.Generator, files: Sequence[Path]) -> Scene:
+    photograph = _any_of(rng, files)
+    return turned(rng, photograph) if rng.random() < TURNED else photograph
 
 
 def _with_others(rng: np.random.Generator, scene: Scene, ingredients: Ingredients) -> Scene:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from losses import DenseHelp
-from photographs import GCOMPRIS, OUTLINES, index, mosaic, outlined, read_packaged, square_view
+from photographs import GCOMPRIS, OUTLINES, index, mosaic, outlined, read_packaged, square_view, turned
 from samples import make_sample
 from scene_files import UNLABELLED, Scene, parents_table, whole_of_each, write_scene
 from scenes import SCENE_SIZE, Ingredients, make_scene
@@ -68,6 +68,24 @@ def test_a_square_view_cuts_and_squeezes_what_is_too_long_and_keeps_labels_on_th
     tall = Scene(photograph.image.swapaxes(0, 1), photograph.regions.T, photograph.parents)
     ys, xs = np.nonzero(square_view(np.random.default_rng(1), tall, 256).regions != UNLABELLED)
     assert (np.ptp(xs) + 1) / (np.ptp(ys) + 1) == pytest.approx((500 / 300) ** 0.5, rel=0.03)
+
+
+def test_a_turned_photograph_keeps_labels_on_their_pixels_and_has_none_beyond_its_border(photograph: Scene) -> None:
+    regions = np.where(photograph.regions == UNLABELLED, np.uint8(2), photograph.regions)
+    labelled = Scene(photograph.image, regions, parents_table([0, 0, 2]))
+    beyond = 0
+    for seed in range(12):
+        view = turned(np.random.default_rng(seed), labelled)
+        assert view.image.shape == photograph.image.shape
+        for region, colour in ((0, RED), (1, GREEN), (2, GREY)):
+            # The view's own border may lie in what was blended with a neighbour.
+            own = np.pad((view.regions == region).astype(np.uint8)[1:-1, 1:-1], 1)
+            inside = cv2.erode(own, np.ones((7, 7), np.uint8)) > 0
+            assert inside.any()
+            assert np.abs(view.image[inside] - np.array(colour, float)).max() < 3
+        assert 1 <= (view.regions == 1).sum() / (regions == 1).sum() < 2
+        beyond += int((view.regions == UNLABELLED).any())
+    assert 0 < beyond < 12, "some are magnified so much that no corner is seen"
 
 
 def test_a_mosaic_keeps_each_photograph_in_its_quarter_and_its_things_apart(photograph: Scene) -> None:
