@@ -3,7 +3,7 @@
 import dataclasses
 import heapq
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,6 +43,7 @@ class Job:
     report: called with each line of the log and its level (INFO, WARN, ERROR), for a person at a terminal.
     drawing: entered while an image, or its masks, are made into bytes: both take memory.
     results: where masks of images that have not changed come from.
+    environ: its proxies and certificates are used where a model is to be fetched; os.environ unless given.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Job:
         *,
         drawing: Callable[[], AbstractContextManager[None]] = nullcontext,
         results: ResultCache | None = None,
+        environ: Mapping[str, str] | None = None,
     ) -> None:
         self._request = request
         self._settings = settings
@@ -63,6 +65,7 @@ class Job:
         self._report = report
         self._drawing = drawing
         self._results = results
+        self._environ = environ
         self._recording: Recording | None = None
         self._annotated_count = -1
         self._has_masks_so_far = False
@@ -218,7 +221,7 @@ class Job:
         if model.chosen.is_fallback:
             self._log(step, model.chosen.hint, "WARN")
         if model.chosen.to_fetch:
-            self._log(step, start_fetch(model.chosen.to_fetch))
+            self._log(step, start_fetch(model.chosen.to_fetch, self._environ))
 
     def _segment(self, step: int, shown: "_Shown", started: float) -> Result:
         model: LoadedModel | None = None

@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,13 +14,13 @@ from pathlib import Path
 
 import filelock
 import pytest
-from processes import LOADER, Loading, load, make_photos, status, wait_until, worker_pids
+from processes import LOADER, PATIENCE_S, Loading, load, make_photos, pids_with, status, wait_until, worker_pids
 
 from rerun_loader_sam.folders import runtime_dir
 from rerun_loader_sam.worker.address import socket_path
 from rerun_loader_sam.worker.client import connect
 from rerun_loader_sam.worker.control import stop_worker, worker_status
-from rerun_loader_sam.worker.start import log_path
+from rerun_loader_sam.worker.start import log_path, start_worker
 
 pytestmark = pytest.mark.usefixtures("user")
 
@@ -356,3 +357,26 @@ class TestWithoutWorker:
             code, out, _ = loading.finish()
             assert code == 0
             assert out
+
+
+def test_a_model_is_fetched_through_the_proxy_of_who_asks(
+    start: Start, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RERUN_SAM_MODEL", "auto")
+    monkeypatch.setenv("RERUN_SAM_DOWNLOAD", "auto")
+    monkeypatch.setenv("RERUN_SAM_CHECKPOINT_URL", "https://checkpoints.invalid")
+    for variable in ("HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:1")
+    start_worker().close()
+    pid = status()["pid"]
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        proxy.settimeout(PATIENCE_S)
+        url = f"http://127.0.0.1:{proxy.getsockname()[1]}"
+        loader = start(photos[0], HTTPS_PROXY=url, https_proxy=url, NO_PROXY="", no_proxy="")
+        assert loader.finish()[0] == 0
+        client, _ = proxy.accept()
+        with client:
+            assert client.recv(4096).startswith(b"CONNECT checkpoints.invalid:443 ")
+    assert status()["pid"] == pid
+    for fetching in pids_with(b"rerun_loader_sam.models.background"):
+        os.kill(fetching, signal.SIGKILL)

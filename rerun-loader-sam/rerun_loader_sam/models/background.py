@@ -6,10 +6,12 @@
 import contextlib
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from rerun_loader_sam.errors import UserError
@@ -17,6 +19,7 @@ from rerun_loader_sam.models import store
 from rerun_loader_sam.models.download import fetch, said_by_tenths
 from rerun_loader_sam.models.lock import is_being_fetched, try_lock
 from rerun_loader_sam.models.registry import OFFICIAL, RemoteEntry
+from rerun_loader_sam.network import with_network_of
 
 RETRY_AFTER_S = 600.0
 """An attempt that failed is not repeated before: someone offline opens many images in that time."""
@@ -44,12 +47,13 @@ class _Attempt:
     error: str | None
 
 
-def start_fetch(entry: RemoteEntry) -> str:
+def start_fetch(entry: RemoteEntry, environ: Mapping[str, str] | None = None) -> str:
     """Fetch `entry`, an official model, in the background, and return at once with a line on it for a person.
 
     Only one process fetches, however many ask at the same time, and none within `RETRY_AFTER_S` of an attempt
     that failed. It inherits neither output nor terminal: it outlives the caller, and a viewer that waits for
-    the caller's output to end does not wait for it. Its own output is in the file `log_path(entry)`.
+    the caller's output to end does not wait for it. Its own output is in the file `log_path(entry)`. Proxies and
+    certificates are those of `environ`, which is os.environ unless given.
     """
     size = f"{entry.size_bytes / 1e6:.0f} MB"
     try:
@@ -68,7 +72,7 @@ def start_fetch(entry: RemoteEntry) -> str:
                 )
                 return f"{what} ({_minutes(age_s)} ago, {again})"
             _save_attempt(entry, None)
-            _spawn(entry)
+            _spawn(entry, os.environ if environ is None else environ)
     except (UserError, OSError) as error:
         return f"{entry.name} cannot be fetched in the background: {error}"
     return f"{entry.name} ({size}) is being fetched in the background, for the next image"
@@ -103,7 +107,7 @@ def run(entry: RemoteEntry) -> int:
     return 0
 
 
-def _spawn(entry: RemoteEntry) -> None:
+def _spawn(entry: RemoteEntry, environ: Mapping[str, str]) -> None:
     command = [sys.executable, "-P", "-m", "rerun_loader_sam.models.background", entry.name, entry.url]
     with log_path(entry).open("wb") as log:
         process = subprocess.Popen(
@@ -111,6 +115,7 @@ def _spawn(entry: RemoteEntry) -> None:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
+            env=with_network_of(os.environ, environ),
             start_new_session=True,  # Ctrl-C in the caller's terminal is not for it
             cwd=store.checkpoints_dir(),  # the caller's folder may be on a disk that is to be unmounted
         )

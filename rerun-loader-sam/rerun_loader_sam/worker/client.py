@@ -10,6 +10,7 @@ import stat
 import sys
 
 from rerun_loader_sam.loader import BROKEN_PIPE, ERROR, INTERRUPTED, cut_short, say
+from rerun_loader_sam.network import network_variables
 from rerun_loader_sam.worker.address import identity, socket_path
 from rerun_loader_sam.worker.wire import (
     PREFIX_BYTES,
@@ -67,7 +68,10 @@ def segment_order(arguments: list[str], part: str | None = None) -> dict[str, ob
         "arguments": arguments,
         "program": os.path.basename(sys.argv[0]),
         "cwd": _cwd(),
-        "environ": {name: value for name, value in os.environ.items() if name.startswith("RERUN_SAM_")},
+        "environ": {
+            **{name: value for name, value in os.environ.items() if name.startswith("RERUN_SAM_")},
+            **network_variables(os.environ),
+        },
         "pid": os.getpid(),
         "parent_pid": os.getppid(),
         "is_watched": os.isatty(2),

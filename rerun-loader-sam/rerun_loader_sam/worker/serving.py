@@ -152,7 +152,17 @@ class Serving:
         segmenter = QueuedSegmenter(self._engine, connection)
         results = ResultCache(self._settings) if self._settings.cache_mib else None
         target = order.part or send
-        Job(request, self._settings, segmenter, target, report, drawing=drawing.take, results=results).run(left_out)
+        job = Job(
+            request,
+            self._settings,
+            segmenter,
+            target,
+            report,
+            drawing=drawing.take,
+            results=results,
+            environ=order.environ,
+        )
+        job.run(left_out)
         _end(connection, 0, "")
 
 
