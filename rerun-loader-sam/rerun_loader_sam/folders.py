@@ -78,5 +78,8 @@ def ensure_private(folder: "Path") -> "Path":
             if stat.S_IMODE(status.st_mode) & 0o077:
                 folder.chmod(0o700)
     except OSError as error:
-        raise UserError(f"cannot use the folder {folder}: {error.strerror or error}") from error
+        raise UserError(
+            f"cannot use the folder {folder}: {error.strerror or error}; set XDG_CACHE_HOME, and XDG_RUNTIME_DIR if "
+            "it is set, to folders that can be written"
+        ) from error
     return folder

@@ -216,6 +216,34 @@ def test_a_file_that_is_gone(newest: Sdk, open_viewer: Open, watch: Watch, photo
     assert not any(f"{entity_path(photo)}/masks" in held for held in viewer.entities().values())
 
 
+def test_without_a_cache_folder_images_are_segmented_all_the_same(
+    newest: Sdk, open_viewer: Open, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "no_folder").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "no_folder"))
+    [other] = copies(photo, "other.jpg")
+    viewer, process = open_viewer(newest, photo, other)
+    wait_for_masks(viewer, process, photo, other)
+    said = process.said()
+    assert said.count("XDG_CACHE_HOME") == 1
+    assert "Traceback" not in said
+
+
+def test_an_image_that_cannot_be_read_back_is_said(
+    newest: Sdk, watched: Open, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "no_folder").touch()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "no_folder"))
+    viewer, watching = watched(newest)
+    command = [tmp_path / "bin" / "rerun", photo, "--port", str(viewer.port)]
+    subprocess.run(command, env=viewer.environ, check=True)
+    watching.wait_for("coffee.jpg could not be read back from the viewer")
+    time.sleep(3)
+    said = watching.said()
+    assert said.count("could not be read back") == 1
+    assert "Traceback" not in said
+
+
 def test_what_was_closed_is_not_worked_on(newest: Sdk, open_viewer: Open, photo: Path) -> None:
     others = copies(photo, *(f"{number}.jpg" for number in range(6)))
     viewer, process = open_viewer(newest, *others)

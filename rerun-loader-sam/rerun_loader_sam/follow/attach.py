@@ -8,17 +8,19 @@ import signal
 import sys
 from types import FrameType
 
+from rerun_loader_sam.errors import describe
 from rerun_loader_sam.follow.announcements import proxy_url
 from rerun_loader_sam.follow.discover import viewers_of
 from rerun_loader_sam.follow.follower import Follower
 from rerun_loader_sam.follow.say import say
 from rerun_loader_sam.follow.viewer import UnsupportedViewerError, reach
 
+ERROR = 1
 NOT_SUPPORTED = 3
 
 
 def main() -> int:
-    """Run; returns 0 when the viewer has ended, NOT_SUPPORTED where it is older than 0.41."""
+    """Run; returns 0 when the viewer has ended, NOT_SUPPORTED where it is older than 0.41, ERROR after an error."""
     pid, port = int(sys.argv[1]), int(sys.argv[2])
     process = next((found for found in viewers_of(pid) if found.port == port), None)
     if process is None:
@@ -39,6 +41,9 @@ def main() -> int:
     except UnsupportedViewerError as error:
         say(f"process {pid} on port {port} is left alone: {error}")
         return NOT_SUPPORTED
+    except Exception as error:
+        say(f"{describe(error)}; the viewer on port {port} is followed no more, start `rerun-sam watch` again")
+        return ERROR
     say(f"the viewer on port {port} has ended")
     return 0
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import shutil
 import subprocess
 import time
 from collections import Counter
@@ -66,6 +67,7 @@ class Follower:
         self._turns_of_program_images: Counter[tuple[str, str]] = Counter()
         self._queue: list[_Work] = []
         self._closed: list[HeldImage] = []
+        self._is_alone_told = False
 
     @property
     def is_idle(self) -> bool:
@@ -87,10 +89,14 @@ class Follower:
                 try:
                     self.turn()
                     failures = 0
-                except UnreachableViewerError as error:  # busy, or on its way out: `is_over` tells
+                except (UnreachableViewerError, OSError) as error:
+                    # The viewer is busy, or on its way out: `is_over` tells. Or no process could be started.
                     failures += 1
                     if failures == _FAILURES_TOLD:
-                        self._say(f"the viewer has not answered {failures} times in a row ({error}); still trying")
+                        self._say(
+                            f"what the viewer opens could not be followed {failures} times in a row ({error}); "
+                            "still trying"
+                        )
                 sleep(POLL_S)
         finally:
             self.stop()
@@ -154,11 +160,20 @@ class Follower:
         self._explained.add(image.store.store_id)
         if image.has_masks:
             return False
-        claim = claim_image(image.store.store_id, image.entity_path)
+        claim = self._claim(image)
         if claim is None:
             return False
         self._queue.append(_Work(image, location, claim))
         return True
+
+    def _claim(self, image: HeldImage) -> Claim | None:
+        try:
+            return claim_image(image.store.store_id, image.entity_path)
+        except (UserError, OSError) as error:
+            if not self._is_alone_told:
+                self._is_alone_told = True
+                self._say(f"{error}; `rerun-sam view` and `rerun-sam watch` may both segment an image now")
+            return Claim(None)
 
     def _look_for_received(self, store: StoreName) -> None:
         """Find an image that a second `rerun photo.jpg` streamed to this viewer: no line of its log tells of it."""
@@ -186,13 +201,18 @@ class Follower:
                 self._take_received(image)
 
     def _take_received(self, image: HeldImage) -> None:
-        claim = claim_image(image.store.store_id, image.entity_path)
+        claim = self._claim(image)
         if claim is None:
             return
-        copy = received_image(
-            self._viewer.url, image.store, image.entity_path, image.parts[-1], of_programs=self._has_program_images
-        )
-        if copy is None:  # it came from a program: that is left alone for good
+        name = image.parts[-1]
+        try:
+            copy = received_image(
+                self._viewer.url, image.store, image.entity_path, name, of_programs=self._has_program_images
+            )
+        except (UserError, OSError) as error:
+            self._say(f"{name} could not be read back from the viewer ({error}); open it there by File > Open")
+            copy = None
+        if copy is None:  # mostly it came from a program: that is left alone for good
             claim.release(is_done=True)
         else:
             self._queue.append(_Work(image, copy, claim, is_copy=True))
@@ -265,5 +285,4 @@ def _is_file(image: HeldImage) -> bool:
 
 
 def _remove_copy(path: Path) -> None:
-    path.unlink(missing_ok=True)
-    path.parent.rmdir()
+    shutil.rmtree(path.parent, ignore_errors=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from rerun_loader_sam.errors import describe
 from rerun_loader_sam.follow.announcements import (
     OpenedFile,
     calls_loaders_for_images,
@@ -85,6 +86,12 @@ class ViewSession:
         self._lines.put(None)
 
     def _follow(self) -> None:
+        try:
+            self._follow_what_it_is()
+        except Exception as error:  # the viewer goes on as if it had been started without this
+            say(f"{describe(error)}; what is opened from now on is not segmented, start `rerun-sam view` again")
+
+    def _follow_what_it_is(self) -> None:
         version = self._viewer_version = self._version()
         if version and calls_loaders_for_images(version):
             return  # it does all this itself
