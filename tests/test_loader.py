@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recordings import read
+from recordings import is_whole, read
 from sdks import NEWEST, Sdk
 
 LOADER = str(Path(sys.executable).parent / "rerun-loader-sam")
@@ -59,6 +59,20 @@ class TestDeclining:
         assert outcome.returncode == 66
         imported = set(eval(outcome.stdout))  # noqa: S307  # what our own program printed
         assert not imported & {"torch", "numpy", "rerun", "PIL", "argparse", "dataclasses", "json", "pathlib"}
+
+
+def test_a_home_that_cannot_be_written_costs_no_masks(
+    user: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "no_folder").touch()
+    for variable in ("HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR"):
+        monkeypatch.setenv(variable, str(tmp_path / "no_folder"))
+    names = (LOADER, LOADER.replace("loader-sam", "importer-sam"))
+    calls = [[name, str(photo), "--recording-id", "r", "--application-id", "a"] for name in names]
+    ours, other = (subprocess.run(call, capture_output=True, timeout=120, check=False) for call in calls)
+    assert (ours.returncode, ours.stderr) == (0, b"")
+    assert is_whole(ours.stdout)
+    assert (other.returncode, other.stdout, other.stderr) == (66, b"", b"")
 
 
 @pytest.mark.usefixtures("user")

@@ -14,7 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple, TypedDict
 
+from rerun_loader_sam.errors import UserError
 from rerun_loader_sam.folders import ensure_private, runtime_dir
+
+_NAME_OF_NEW_VIEWERS = "rerun-importer-sam"
 
 
 class _Entry(TypedDict):
@@ -39,8 +42,16 @@ def claim(name: str, path: Path, recording_id: str, process: Process | None = No
     Returns None where another process does the work: the same path claimed under the other name (each claim
     answers one such call, so that a file that is opened twice is segmented twice), or a folder above it.
     Otherwise the paths below it, if it is a folder, that others were faster to claim: they are to be left out.
+    Where nothing can be written (a full disk, a home of somebody else) the name that all viewers know does the work.
     """
     loader = process or Process(os.getpid(), os.getppid())
+    try:
+        return _claim(name, path, recording_id, loader)
+    except (UserError, OSError):
+        return None if name == _NAME_OF_NEW_VIEWERS else frozenset()
+
+
+def _claim(name: str, path: Path, recording_id: str, loader: Process) -> frozenset[str] | None:
     resolved, is_folder = os.path.realpath(path), path.is_dir()
     with _entries_of(loader.parent_pid) as entries:
         of_recording = [entry for entry in entries if entry["recording_id"] == recording_id]
