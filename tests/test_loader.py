@@ -183,6 +183,63 @@ class TestOutput:
 
 
 @pytest.mark.usefixtures("user")
+class TestStandardInput:
+    @pytest.fixture(autouse=True)
+    def temporary(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+        """Where what comes is kept; nothing is left there."""
+        folder = tmp_path / "temporary"
+        folder.mkdir()
+        monkeypatch.setenv("TMPDIR", str(folder))
+        yield folder
+        assert list(folder.glob("rerun-loader-sam-*")) == []
+
+    def piped(self, content: bytes, *arguments: str | Path) -> "subprocess.CompletedProcess[bytes]":
+        command = [LOADER, *map(str, arguments), "-"]
+        return subprocess.run(command, input=content, capture_output=True, timeout=120, check=False)
+
+    def test_an_image_is_segmented(self, photo: Path, tmp_path: Path, sdk: Callable[[str], Sdk]) -> None:
+        outcome = self.piped(photo.read_bytes())
+        assert (outcome.returncode, outcome.stderr) == (0, b"")
+        (tmp_path / "out.rrd").write_bytes(outcome.stdout)
+        (recording,) = read(tmp_path / "out.rrd", sdk(NEWEST)).recordings
+        assert np.array_equal(recording.pixels("/image"), np.asarray(Image.open(photo)))
+        saved = self.piped(photo.read_bytes(), "--save", tmp_path / "saved.rrd")
+        assert (saved.returncode, saved.stdout, saved.stderr) == (0, b"", b"")
+        assert (tmp_path / "saved.rrd").stat().st_size > len(outcome.stdout) // 2
+
+    @pytest.mark.parametrize("content", [b"", b"hello"])
+    def test_what_is_no_image_is_an_error(self, content: bytes) -> None:
+        outcome = self.piped(content)
+        assert (outcome.returncode, outcome.stdout) == (1, b"")
+        assert "standard input holds no image" in error_line(outcome)
+
+    def test_an_endless_stream_that_is_no_image_is_not_waited_for(self) -> None:
+        with Path("/dev/zero").open("rb") as zeros:
+            outcome = subprocess.run([LOADER, "-"], stdin=zeros, capture_output=True, timeout=60, check=False)
+        assert outcome.returncode == 1
+        assert "standard input holds no image" in error_line(outcome)
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_a_signal_ends_all_of_it(
+        self, number: signal.Signals, photo: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("RERUN_SAM_POINTS_PER_SIDE", "256")
+        with photo.open("rb") as file:
+            process = subprocess.Popen(
+                [LOADER, "-"], stdin=file, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+            )
+        assert process.stdout is not None
+        assert process.stdout.read(4) == b"RRF2"
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)  # as a terminal does
+        else:
+            process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 128 + number
+        assert errors == b""
+
+
+@pytest.mark.usefixtures("user")
 class TestInterruption:
     @pytest.fixture(autouse=True)
     def minutes_of_work(self, monkeypatch: pytest.MonkeyPatch, user: Path) -> None:

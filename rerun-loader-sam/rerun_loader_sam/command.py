@@ -11,13 +11,11 @@ from typing import NamedTuple
 from rerun_loader_sam import __version__
 from rerun_loader_sam.claims import claim
 from rerun_loader_sam.errors import describe
-from rerun_loader_sam.loader import ERROR, NOT_MINE, say
+from rerun_loader_sam.loader import ERROR, NOT_MINE, USAGE, say
 from rerun_loader_sam.output import RrdFile, RrdPipe
 from rerun_loader_sam.protocol import Request, add_protocol_arguments, request_from
 from rerun_loader_sam.settings import Settings, load_settings
 from rerun_loader_sam.worker.client import WorkerError, can_open, hand_over, segment_order
-
-USAGE = 2
 
 
 class CommandLine(NamedTuple):
@@ -142,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
         "rerun-loader-sam photo.jpg --save out.rrd",
         allow_abbrev=False,
     )
-    parser.add_argument("path", help="an image, or a folder of images")
+    parser.add_argument("path", help="an image, or a folder of images; - reads an image from standard input")
     parser.add_argument("--save", metavar="FILE", help="write the recording to this file instead")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     add_protocol_arguments(parser)

@@ -10,6 +10,7 @@ from rerun_loader_sam.sniff import OTHER, kind_of
 
 NOT_MINE = 66  # of the protocol: a loader that does not know this kind of file
 ERROR = 1
+USAGE = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 BROKEN_PIPE = 141  # 128 + SIGPIPE
 
@@ -22,6 +23,10 @@ _CONTROL = dict.fromkeys((*range(32), *range(127, 160)), "?")
 def main() -> None:
     """Run as a command; ends the process with the exit code that the protocol asks for."""
     arguments = sys.argv[1:]
+    if "-" in arguments:
+        from rerun_loader_sam.piped import run_piped
+
+        sys.exit(run_piped(arguments))
     if arguments and not arguments[0].startswith("-"):
         try:
             kind = kind_of(arguments[0])
