@@ -67,8 +67,8 @@ def test_a_home_that_cannot_be_written_costs_no_masks(
     (tmp_path / "no_folder").touch()
     for variable in ("HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR"):
         monkeypatch.setenv(variable, str(tmp_path / "no_folder"))
-    names = (LOADER, LOADER.replace("loader-sam", "importer-sam"))
-    calls = [[name, str(photo), "--recording-id", "r", "--application-id", "a"] for name in names]
+    names = (Path(LOADER), Path(LOADER).with_name("rerun-importer-sam"))
+    calls = [[name, photo, "--recording-id", "r", "--application-id", "a"] for name in names]
     ours, other = (subprocess.run(call, capture_output=True, timeout=120, check=False) for call in calls)
     assert (ours.returncode, ours.stderr) == (0, b"")
     assert is_whole(ours.stdout)
