@@ -42,18 +42,15 @@ def run_piped(arguments: Sequence[str]) -> int:
 
 def _keep(path: Path) -> None:
     """Write what comes to a file. Raises _NoImageError as soon as it can be no image."""
-    size_bytes = 0
-    with path.open("xb", buffering=0) as file:
-        while chunk := os.read(0, _CHUNK_BYTES):
-            while chunk:
-                written = file.write(chunk)
-                chunk, size_bytes = chunk[written:], size_bytes + written
-            if size_bytes > _MAX_BYTES or (size_bytes >= _CHUNK_BYTES and kind_of(str(path)) == OTHER):
-                break
-    if kind_of(str(path)) == OTHER:
-        raise _NoImageError("holds no image")
-    if size_bytes > _MAX_BYTES:
-        raise _NoImageError(f"holds more than {_MAX_BYTES >> 30} GiB")
+    with os.fdopen(0, "rb", closefd=False) as source, path.open("xb") as file:
+        size_bytes = file.write(source.read(_CHUNK_BYTES))
+        file.flush()
+        if kind_of(str(path)) == OTHER:
+            raise _NoImageError("holds no image")
+        while chunk := source.read(_CHUNK_BYTES):
+            size_bytes += file.write(chunk)
+            if size_bytes > _MAX_BYTES:
+                raise _NoImageError(f"holds more than {_MAX_BYTES >> 30} GiB")
 
 
 def _load(arguments: list[str]) -> int:

@@ -14,8 +14,8 @@ from rerun_loader_sam.follow.discover import viewers_of
 from rerun_loader_sam.follow.follower import Follower
 from rerun_loader_sam.follow.say import say
 from rerun_loader_sam.follow.viewer import UnsupportedViewerError, reach
+from rerun_loader_sam.loader import ERROR
 
-ERROR = 1
 NOT_SUPPORTED = 3
 
 
