@@ -49,17 +49,19 @@ def pairwise_mask_cost(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]
 
 
 def prompt_losses(
-    logits: Tensor, predicted: Tensor, targets: Tensor, valid: Tensor, ambiguous: bool, *, spare_weight: float
+    logits: Tensor, predicted: Tensor, targets: Tensor, valid: Tensor, boxed: Tensor | None, *, spare_weight: float
 ) -> MaskLosses:
     """Losses of a batch of prompts.
 
     `logits` (N, 4, h, w), `predicted` IoU (N, 4), `targets` (N, 3, h, w) uint8 in 0..4, `valid` (N, 3). Every right
-    answer of an ambiguous prompt pulls the output that is nearest to it, and, by `spare_weight`, every output is
-    pulled to its nearest right answer. Output 0 answers with the largest one; unambiguous prompts train it alone.
+    answer of a point pulls the output that is nearest to it, and, by `spare_weight`, every output is pulled to its
+    nearest right answer. Output 0 answers with the largest one. Boxes train it alone: `boxed` (N,) says which target
+    each prompt's box is that of, and is None for points.
     """
     coverage = targets.flatten(2).float() / 4
-    if not ambiguous:
-        cost, iou = pairwise_mask_cost(logits[:, :1].flatten(2), coverage[:, 2:])
+    if boxed is not None:
+        wanted = coverage.gather(1, boxed[:, None, None].expand(-1, 1, coverage.shape[2]))
+        cost, iou = pairwise_mask_cost(logits[:, :1].flatten(2), wanted)
         error = predicted[:, 0] - iou[:, 0, 0]
         return MaskLosses(cost.mean(), error.square().mean(), iou.mean(), error.detach().abs().mean())
     cost, iou = pairwise_mask_cost(logits.flatten(2), coverage)

@@ -22,6 +22,10 @@ Bytes = NDArray[Any]
 LEVELS = 3
 SMALLEST_VIEW = 0.7
 """Pixels of a scene for each of the image: with less than 1 things are larger and softer, as in many photographs."""
+LARGEST_JITTER, CUT_BOXES, LARGEST_CUT = 0.12, 0.2, 0.5
+"""Boxes are like those of a model's masks: standard deviation of their sides as a share of their length, how many of
+them have a side much too far inside, as those of fragments, and by how much of their length.
+"""
 PAD_COLOUR = (124, 116, 104)
 """Mean colour, so that padding is zero after normalisation, as in `Sam.preprocess`."""
 
@@ -42,15 +46,16 @@ class Stage:
 class Batch:
     """One training step's data, S the image size.
 
-    `images` (B, 3, S, S) uint8; `points` (B, P, 2) and `boxes` (B, P, 4) in pixels; `targets`
-    (B, P, 3, S/2, S/2) uint8 coverage in 0..4 of the nested right answers, small to large, the last repeated;
-    `valid` (B, P, 3) which of them are no repetition; `regions` (B, S/2, S/2) and `wholes` (B, S/2, S/2) uint8
-    labels.
+    `images` (B, 3, S, S) uint8; `points` (B, P, 2) and `boxes` (B, P, 4) in pixels; `boxed` (B, P) which target a box
+    is that of; `targets` (B, P, 3, S/2, S/2) uint8 coverage in 0..4 of the nested right answers, small to large, the
+    last repeated; `valid` (B, P, 3) which of them are no repetition; `regions` (B, S/2, S/2) and `wholes`
+    (B, S/2, S/2) uint8 labels.
     """
 
     images: Tensor
     points: Tensor
     boxes: Tensor
+    boxed: Tensor
     targets: Tensor
     valid: Tensor
     regions: Tensor
@@ -122,6 +127,18 @@ def right_answers(regions: Bytes, parents: Bytes, table: Bytes, y: int, x: int) 
     return kept
 
 
+def rough_box(rng: np.random.Generator, mask: Bytes) -> NDArray[np.float64]:
+    """About the box of a mask (S, S) of 0 and 1: XYXY, (4,), in pixels."""
+    left, top, width, height = cv2.boundingRect(mask)
+    lengths = np.array([width, height, width, height])
+    shares = rng.normal(0, rng.uniform(0, LARGEST_JITTER), 4)
+    if rng.random() < CUT_BOXES:
+        side = int(rng.integers(4))
+        shares[side] = rng.uniform(0, LARGEST_CUT) * (1 if side < 2 else -1)
+    box: NDArray[np.float64] = np.array([left, top, left + width, top + height]) + shares * lengths
+    return box
+
+
 def make_sample(rng: np.random.Generator, scene: Scene, size: int, prompts: int) -> tuple[NDArray[np.generic], ...]:
     """One image of a batch: the fields of `Batch` without the first axis. Prompts are where something is labelled."""
     smallest_px = max(12.0, 5e-4 * size * size)
@@ -135,6 +152,7 @@ def make_sample(rng: np.random.Generator, scene: Scene, size: int, prompts: int)
     half = size // 2
     points = np.empty((prompts, 2), np.float32)
     boxes = np.empty((prompts, 4), np.float32)
+    boxed = np.empty(prompts, np.int64)
     targets = np.empty((prompts, LEVELS, half, half), np.uint8)
     valid = np.zeros((prompts, LEVELS), bool)
     frequency = np.sqrt(areas[present])
@@ -160,14 +178,13 @@ def make_sample(rng: np.random.Generator, scene: Scene, size: int, prompts: int)
         for level in range(LEVELS):
             targets[done, level] = covered[min(level, len(answers) - 1)]
         valid[done, : len(answers)] = True
-        left, top, width, height = cv2.boundingRect(answers[-1])
-        jitter = rng.normal(0, 0.04, 4) * (width, height, width, height)
-        boxes[done] = np.array([left, top, left + width, top + height]) + jitter
+        boxed[done] = len(answers) - 1 if rng.random() < 0.5 else rng.integers(len(answers))
+        boxes[done] = rough_box(rng, answers[boxed[done]])
         points[done] = (x, y)
         done += 1
     wholes = whole_of_each(np.append(scene.parents, np.uint8(255)))
     coarse = np.ascontiguousarray(regions[1::2, 1::2])
-    return image.transpose(2, 0, 1).copy(), points, boxes, targets, valid, coarse, wholes[coarse]
+    return image.transpose(2, 0, 1).copy(), points, boxes, boxed, targets, valid, coarse, wholes[coarse]
 
 
 def stack(samples: list[tuple[NDArray[np.generic], ...]]) -> Batch:

@@ -60,7 +60,7 @@ STAGES = (
     Stage(size=384, batch=2, prompts=10, steps=400, new_scenes=0.5),
 )
 LATER_STAGES = (
-    Stage(size=256, batch=4, prompts=10, steps=1200, new_scenes=0.5),
+    Stage(size=192, batch=8, prompts=10, steps=1200, new_scenes=1.0),
     Stage(size=384, batch=2, prompts=10, steps=1600, new_scenes=0.5),
 )
 SHIPPED_IMG_SIZE = 384
@@ -98,7 +98,13 @@ class Hyperparameters:
 
 
 LATER_HYPERPARAMETERS = Hyperparameters(
-    encoder_lr=6e-4, decoder_lr=3e-4, warmup=100, decay=0.6, predicted_iou_weight=5.0, spare_output_weight=0.7
+    encoder_lr=6e-4,
+    decoder_lr=3e-4,
+    warmup=100,
+    decay=0.6,
+    box_share=0.35,
+    predicted_iou_weight=5.0,
+    spare_output_weight=0.7,
 )
 """For a start from a checkpoint: many right masks are there then, and it is their predicted IoU that tells them.
 
@@ -227,7 +233,8 @@ class Training:
             None if ambiguous else batch.boxes,
         )
         answers = batch.targets.flatten(0, 1), batch.valid.flatten(0, 1)
-        result = self.losses(logits, predicted, *answers, ambiguous, spare_weight=hyper.spare_output_weight)
+        boxed = None if ambiguous else batch.boxed.flatten()
+        result = self.losses(logits, predicted, *answers, boxed, spare_weight=hyper.spare_output_weight)
         loss = result.mask + hyper.predicted_iou_weight * result.predicted_iou + 0.5 * likeness + border
         self.optimiser.zero_grad()
         loss.backward()
@@ -263,7 +270,7 @@ class Training:
             embeddings = self.sam.image_encoder((batch.images - self.sam.pixel_mean) / self.sam.pixel_std)
             logits, predicted = decode_prompts(self.sam, embeddings, batch.points, None)
             answers = batch.targets.flatten(0, 1), batch.valid.flatten(0, 1)
-            result = prompt_losses(logits, predicted, *answers, True, spare_weight=self.hyper.spare_output_weight)
+            result = prompt_losses(logits, predicted, *answers, None, spare_weight=self.hyper.spare_output_weight)
             best.append(result.best_iou.item())
             calibration.append(result.calibration.item())
         self.sam.load_state_dict(own)

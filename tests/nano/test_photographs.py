@@ -113,7 +113,7 @@ def test_prompts_are_where_somebody_outlined_something(photograph: Scene, tmp_pa
             continue
         seen += 1
         assert scene.parents[UNLABELLED] == UNLABELLED
-        _, points, _, targets, valid, regions, wholes = make_sample(np.random.default_rng(number), scene, 128, 6)
+        _, points, _, _, targets, valid, regions, wholes = make_sample(np.random.default_rng(number), scene, 128, 6)
         assert valid[:, 0].all()
         assert ((wholes == UNLABELLED) == (regions == UNLABELLED)).all()
         for (x, y), levels in zip(points.astype(int), targets, strict=True):

@@ -21,7 +21,7 @@ from reliefs import place_relief
 from rerun_loader_sam.engine.checkpoint import load_model
 from rerun_loader_sam.engine.nano import NanoConfig, build_nano, fold_batch_norms, save_nano
 from rerun_loader_sam.models.registry import checkpoint_generator_parameters
-from samples import ancestry, make_sample, right_answers
+from samples import CUT_BOXES, ancestry, make_sample, right_answers
 from scene_files import Scene, whole_of_each, write_scene
 from scenes import SCENE_SIZE, Ingredients, make_scene
 from textures import PHOTO_TEXTURES
@@ -124,7 +124,7 @@ def test_right_answers_are_nested_and_hold_their_point(index: int) -> None:
 
 
 def test_targets_are_those_of_the_points() -> None:
-    image, points, boxes, targets, valid, regions, wholes = make_sample(
+    image, points, boxes, boxed, targets, valid, regions, wholes = make_sample(
         np.random.default_rng(0), make_scene(6, 0), 128, 5
     )
     assert image.shape == (3, 128, 128)
@@ -135,6 +135,25 @@ def test_targets_are_those_of_the_points() -> None:
     for (x, y), levels in zip(points.astype(int), targets, strict=True):
         assert (levels[:, y // 2, x // 2] > 0).all()
     assert boxes.shape == (5, 4)
+    assert valid[np.arange(5), boxed].all()
+
+
+def test_boxes_are_about_those_of_their_targets() -> None:
+    off, levels = [], []
+    for number in range(30):
+        _, _, boxes, boxed, targets, valid, _, _ = make_sample(
+            np.random.default_rng(number), make_scene(6, number), 128, 5
+        )
+        for box_xyxy, level, masks, right in zip(boxes, boxed, targets, valid, strict=True):
+            left, top, width, height = cv2.boundingRect(masks[level])
+            sides = 2 * np.array([left, top, left + width, top + height])
+            off.append(np.abs(box_xyxy - sides) / (2 * np.array([width, height, width, height])))
+            levels.append((level, right.sum() - 1))
+    # pixels of targets are two of the image's
+    assert np.median(off) < 0.1
+    assert np.mean(np.max(off, 1) > 0.25) == pytest.approx(CUT_BOXES / 2, abs=0.08)
+    assert {level for level, largest in levels} == {0, 1, 2}
+    assert np.mean([level == largest for level, largest in levels]) > 0.5
 
 
 @pytest.fixture
