@@ -63,7 +63,7 @@ LATER_STAGES = (
     Stage(size=192, batch=8, prompts=10, steps=1200, new_scenes=1.0),
     Stage(size=384, batch=2, prompts=10, steps=1600, new_scenes=0.5),
 )
-"""What things look like is learnt from many small images, at the cost of few large ones; where they end, from these."""
+"""Many small images teach what things look like at the cost of few large ones, which teach where they end."""
 SHIPPED_IMG_SIZE = 384
 """Input side of the written checkpoint: the size of the last stage, where it is best (benchmarks/quality.py)."""
 GENERATOR_DEFAULTS: dict[str, float | int] = {
