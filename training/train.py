@@ -214,7 +214,7 @@ class Training:
         for group in self.optimiser.param_groups:
             group["lr"] = group["peak"] * max(scale, 0.02)
         torch.manual_seed((self.seed << 24) + self.step)
-        ambiguous = bool(torch.rand(()) >= hyper.box_share)
+        by_box = bool(torch.rand(()) < hyper.box_share)
         self.sam.train()
         if len(batch.images) == 1:
             # one image is no population: its statistics would be those of no other
@@ -227,14 +227,11 @@ class Training:
         with torch.autocast("cpu", torch.bfloat16, enabled=HALF_PRODUCTS), sdpa_kernel(SDPBackend.MATH):
             embeddings = self.encode(images)
         likeness, border = self.help(embeddings.float(), batch.regions, batch.wholes)
+        points, boxes, boxed = (None, batch.boxes, batch.boxed.flatten()) if by_box else (batch.points, None, None)
         logits, predicted = self.decode(
-            self.sam,
-            embeddings.bfloat16() if HALF_PRODUCTS else embeddings,
-            batch.points if ambiguous else None,
-            None if ambiguous else batch.boxes,
+            self.sam, embeddings.bfloat16() if HALF_PRODUCTS else embeddings, points, boxes
         )
         answers = batch.targets.flatten(0, 1), batch.valid.flatten(0, 1)
-        boxed = None if ambiguous else batch.boxed.flatten()
         result = self.losses(logits, predicted, *answers, boxed, spare_weight=hyper.spare_output_weight)
         loss = result.mask + hyper.predicted_iou_weight * result.predicted_iou + 0.5 * likeness + border
         self.optimiser.zero_grad()
