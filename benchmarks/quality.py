@@ -5,7 +5,8 @@ and precision of automatic masks, and how far predicted IoU is from real IoU. On
 how well the automatic masks fit the outlines that were drawn by hand around their main things (photographs.json),
 and pictures to look at. The settings of nano were chosen with some of them (`photograph_...`), without the others
 (`unseen_...`). And on those of the training's outlined photographs that were held out of it (`outlined_...`).
-Prints a table, or JSON with `--json`.
+With `--opencv-doc DIR`, also on 24 images of OpenCV's examples (`opencv_...`; Debian: `apt install opencv-doc`, and
+DIR is /usr/share/doc/opencv-doc/examples). Prints a table, or JSON with `--json`.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ POINTS_PER_SCENE = 16
 SMALLEST_PX = 256
 """A thousandth of a scene; smaller regions are not asked for."""
 OUTLINES = Path(__file__).parent / "photographs.json"
-"""Of the main things in all photographs: polygons [x, y] and ellipses [x, y, x radius, y radius]."""
+"""Of the main things in photographs: polygons [x, y] and ellipses [x, y, x radius, y radius], `without` polygons."""
+OPENCV_OUTLINES = Path(__file__).parent / "opencv_photographs.json"
+"""The same for images of OpenCV's examples."""
 WELL_FOUND_IOU = 0.75
 SETTINGS = ("pred_iou_thresh", "stability_score_thresh", "edge_radius_px")
 IOU_THRESHOLDS = np.arange(0.5, 0.96, 0.05)
@@ -161,26 +164,33 @@ def automatic_figures(sam: Sam, parameters: dict[str, Any], scenes: list[Scene])
 
 
 def drawn(outline: dict[str, list[Any]], shape_hw: tuple[int, int]) -> NDArray[np.bool_]:
-    """The mask (H, W) of a thing in `OUTLINES`: all its polygons and ellipses."""
+    """The mask (H, W) of a thing in `OUTLINES`: all its polygons and ellipses, without what is before it."""
     mask = np.zeros(shape_hw, np.uint8)
     for polygon in outline.get("polygons", []):
         cv2.fillPoly(mask, [np.array(polygon, np.int32)], 1)
     for x, y, x_radius, y_radius in outline.get("ellipses", []):
         cv2.ellipse(mask, ((x, y), (2 * x_radius, 2 * y_radius), 0), 1, -1)
+    for polygon in outline.get("without", []):
+        cv2.fillPoly(mask, [np.array(polygon, np.int32)], 0)
     return mask.astype(bool)
 
 
 def photograph_figures(segmented: list[SegmentedPhotograph], kind: str) -> dict[str, float]:
     """Best IoU of an automatic mask with each outlined thing, and the share of things with `WELL_FOUND_IOU`.
 
-    Both are means over photographs of the means over their things: 24 coins count as much as one cup and saucer.
+    Both are means over photographs of the means over their things: 24 coins count as much as one cup and saucer. For
+    `opencv`, how many fragments lie in each thing too; parts that nobody outlined count as such.
     """
-    outlines = json.loads(OUTLINES.read_text())
-    best = []
+    outlines = json.loads(OUTLINES.read_text()) | json.loads(OPENCV_OUTLINES.read_text())
+    best, fragments = [], []
     for name, image, records in segmented:
         wanted = np.stack([drawn(outline, image.shape[:2]) for outline in outlines[name].values()])
-        best.append(pairwise_iou(_masks(image, records), wanted).max(0))
-    return _found_figures(best, kind)
+        masks = _masks(image, records)
+        iou = pairwise_iou(masks, wanted)
+        best.append(iou.max(0))
+        fragments.append(_fragments(masks, iou, wanted))
+    figures = _found_figures(best, kind)
+    return figures | {"opencv_fragments": float(np.mean(fragments))} if kind == "opencv" else figures
 
 
 def _masks(image: NDArray[Any], records: list[dict[str, Any]]) -> Masks:
@@ -196,6 +206,12 @@ def _found_figures(best: list[NDArray[np.float32]], kind: str) -> dict[str, floa
     }
 
 
+def _fragments(masks: Masks, iou: NDArray[np.float32], wholes: Masks) -> float:
+    """How many masks lie in a whole, as a mean, that are none of the things with which they have `iou` (N, M)."""
+    loose = [mask for mask, values in zip(masks, iou, strict=True) if mask.any() and values.max() < FRAGMENT_IOU]
+    return float(np.mean([sum(whole[mask].mean() > INSIDE for mask in loose) for whole in wholes]))
+
+
 def outlined_figures(segmented: list[SegmentedPhotograph]) -> dict[str, float]:
     """As `photograph_figures`, for the wholes in `OUTLINED_PHOTOGRAPHS`; and how many fragments lie in each whole."""
     best, fragments = [], []
@@ -209,8 +225,7 @@ def outlined_figures(segmented: list[SegmentedPhotograph]) -> dict[str, float]:
         masks = _masks(image, records)
         iou = pairwise_iou(masks, things)
         best.append(iou.max(0)[is_whole])
-        loose = [mask for mask, values in zip(masks, iou, strict=True) if mask.any() and values.max() < FRAGMENT_IOU]
-        fragments.append(np.mean([sum(whole[mask].mean() > INSIDE for mask in loose) for whole in things[is_whole]]))
+        fragments.append(_fragments(masks, iou, things[is_whole]))
     return _found_figures(best, "outlined") | {"outlined_fragments": float(np.mean(fragments))}
 
 
@@ -230,18 +245,22 @@ def overlay(image: NDArray[np.uint8], records: list[dict[str, Any]]) -> NDArray[
     return shown.astype(np.uint8)
 
 
-def photographs() -> dict[str, list[tuple[str, NDArray[Any]]]]:
+def photographs(opencv_doc: Path | None = None) -> dict[str, list[tuple[str, NDArray[Any]]]]:
     """Name and RGB image of the photographs of each kind that figures are named after."""
     import skimage
 
     folder = Path(skimage.__file__).parent / "data"
-    return {
+    found = {
         "photograph": [_read_photograph(folder / name) for name in HELD_OUT_PHOTOGRAPHS],
         "unseen": [_read_photograph(path) for path in sorted(UNSEEN_PHOTOGRAPHS.glob("*.jpg"))],
         "outlined": [
             _read_photograph(OUTLINED_PHOTOGRAPHS / f"{name}.webp") for name, k in index().items() if k["held_out"]
         ],
     }
+    if opencv_doc:
+        names = json.loads(OPENCV_OUTLINES.read_text())
+        found["opencv"] = [(name, _read_photograph(opencv_doc / name)[1]) for name in names]
+    return found
 
 
 def _read_photograph(path: Path) -> tuple[str, NDArray[Any]]:
@@ -276,13 +295,14 @@ def main() -> None:
     parser.add_argument("checkpoints", type=Path, nargs="*", default=[shipped], help="default: the shipped one")
     parser.add_argument("--scenes", type=int, default=24)
     parser.add_argument("--pictures", type=Path, help="folder for pictures of the photographs")
+    parser.add_argument("--opencv-doc", type=Path, help="folder of OpenCV's examples")
     for name in SETTINGS:
         number = type(getattr(GeneratorParameters(), name))
         parser.add_argument(f"--{name.replace('_', '-')}", type=number, help="for all; default: the checkpoint's own")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     scenes = [make_scene(SEED, index) for index in range(arguments.scenes)]
-    all_photographs = photographs()
+    all_photographs = photographs(arguments.opencv_doc)
     results = []
     for path in arguments.checkpoints:
         sam, parameters, load_ms = load(path)
