@@ -5,6 +5,7 @@
 
 A later run has the batch norms folded away, cutouts in its scenes (see `cutouts`) if they are installed, and, with
 `--rendered DIR`, the scenes that `rendered.py` wrote there; with `--photographs DIR`, those of `photographs.py`.
+Its matrices move by Muon, which PyTorch has since 2.9 (see `optimisers`).
 It logs to DIR/log.jsonl, keeps DIR/last.pt to resume from (run the same command again), and writes the averaged
 weights to DIR/nano.safetensors. Everything runs at the lowest priority: one single-threaded process for each core,
 that meets the others once a step to average gradients (threads would meet at every operation, and wait for each
@@ -45,6 +46,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 from cutouts import OPEN_CLIP_ART, cutout_files  # noqa: E402
 from decode import decode_prompts  # noqa: E402
 from losses import DenseHelp, prompt_losses  # noqa: E402
+from optimisers import Group, Optimisers  # noqa: E402
 from rerun_loader_sam.engine.nano import (  # noqa: E402
     NanoConfig,
     build_nano,
@@ -96,6 +98,7 @@ class Hyperparameters:
     average: float = 0.998
     predicted_iou_weight: float = 1.0
     spare_output_weight: float = 0.15
+    with_muon: bool = False
 
 
 LATER_HYPERPARAMETERS = Hyperparameters(
@@ -106,6 +109,7 @@ LATER_HYPERPARAMETERS = Hyperparameters(
     box_share=0.35,
     predicted_iou_weight=5.0,
     spare_output_weight=0.7,
+    with_muon=True,
 )
 """For a start from a checkpoint: many right masks are there then, and it is their predicted IoU that tells them.
 
@@ -114,7 +118,7 @@ The generator takes all outputs for masks: one for which there is no further rig
 
 
 class Training:
-    """Model, helpers, optimiser and average; `step` counts the finished steps.
+    """Model, helpers, optimisers and average; `step` counts the finished steps.
 
     One of `processes` equal ones: their gradients are averaged at each step, so their weights stay the same.
     """
@@ -125,13 +129,12 @@ class Training:
         stages: list[Stage],
         hyper: Hyperparameters,
         seed: int,
-        processes: int,
         *,
         start: Path | None = None,
         compiled: bool = False,
     ) -> None:
         torch.manual_seed(seed)
-        self.processes = processes
+        self.processes = dist.get_world_size() if dist.is_initialized() else 1
         self.folder, self.stages, self.hyper, self.seed = folder, stages, hyper, seed
         self.config = NanoConfig()
         self.sam: Sam = build_nano(self.config)
@@ -148,13 +151,8 @@ class Training:
         self.help = DenseHelp(self.config.embed_dim)
         encoder = [*self.sam.image_encoder.parameters(), *self.help.parameters()]
         decoder = [*self.sam.prompt_encoder.parameters(), *self.sam.mask_decoder.parameters()]
-        self.optimiser = torch.optim.AdamW(
-            [{"params": encoder, "peak": hyper.encoder_lr}, {"params": decoder, "peak": hyper.decoder_lr}],
-            lr=hyper.encoder_lr,
-            betas=(0.9, 0.99),
-            weight_decay=hyper.weight_decay,
-            fused=True,
-        )
+        groups = Group(encoder, hyper.encoder_lr), Group(decoder, hyper.decoder_lr)
+        self.optimisers = Optimisers(groups, hyper.weight_decay, with_muon=hyper.with_muon)
         self.average = {name: value.clone() for name, value in self.sam.state_dict().items()}
         self.step, self.seconds = 0, 0.0
         self.checkpoint = folder / "last.pt"
@@ -170,16 +168,19 @@ class Training:
         saved = torch.load(self.checkpoint, weights_only=True)
         self.sam.load_state_dict(saved["model"])
         self.help.load_state_dict(saved["help"])
-        self.optimiser.load_state_dict(saved["optimiser"])
+        self.optimisers.load_state_dict(saved["optimisers"])
         self.average = saved["average"]
         self.step, self.seconds = saved["step"], saved["seconds"]
 
     def save(self) -> None:
-        """Write what a resumed run needs, and the averaged weights as a checkpoint."""
+        """Write what a resumed run needs, and the averaged weights as a checkpoint. All processes have to call it."""
+        optimisers = self.optimisers.state_dict()
+        if self.processes > 1 and dist.get_rank() != 0:
+            return
         state = {
             "model": self.sam.state_dict(),
             "help": self.help.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            "optimisers": optimisers,
             "average": self.average,
             "step": self.step,
             "seconds": self.seconds,
@@ -193,12 +194,7 @@ class Training:
         export.replace(self.folder / "nano.safetensors")
 
     def _average_gradients(self) -> None:
-        gradients = [
-            parameter.grad
-            for group in self.optimiser.param_groups
-            for parameter in group["params"]
-            if parameter.grad is not None
-        ]
+        gradients = self.optimisers.gradients()
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat)
         flat /= self.processes
@@ -211,8 +207,7 @@ class Training:
         hyper = self.hyper
         decay_steps = max(1, int(hyper.decay * self.total_steps))
         scale = min(1.0, (self.step + 1) / hyper.warmup, (self.total_steps - self.step) / decay_steps)
-        for group in self.optimiser.param_groups:
-            group["lr"] = group["peak"] * max(scale, 0.02)
+        self.optimisers.set_learning_rate(max(scale, 0.02))
         torch.manual_seed((self.seed << 24) + self.step)
         by_box = bool(torch.rand(()) < hyper.box_share)
         self.sam.train()
@@ -234,13 +229,13 @@ class Training:
         answers = batch.targets.flatten(0, 1), batch.valid.flatten(0, 1)
         result = self.losses(logits, predicted, *answers, boxed, spare_weight=hyper.spare_output_weight)
         loss = result.mask + hyper.predicted_iou_weight * result.predicted_iou + 0.5 * likeness + border
-        self.optimiser.zero_grad()
+        self.optimisers.zero_grad()
         loss.backward()
         if self.processes > 1:
             self._average_gradients()
         norm = torch.nn.utils.clip_grad_norm_(self.sam.parameters(), 1.0)
         if torch.isfinite(norm):
-            self.optimiser.step()
+            self.optimisers.step()
         self.step += 1
         keep = min(hyper.average, self.step / (self.step + 20))
         for name, value in self.sam.state_dict().items():
@@ -286,7 +281,10 @@ def train_process(rank: int, processes: int, arguments: argparse.Namespace) -> N
     scale = arguments.learning_rate
     hyper = replace(hyper, encoder_lr=hyper.encoder_lr * scale, decoder_lr=hyper.decoder_lr * scale)
     stages, seed = arguments.stages, arguments.seed
-    training = Training(folder, stages, hyper, seed, processes, start=arguments.start, compiled=arguments.compile)
+    if processes > 1:
+        meeting_point = f"file://{folder.resolve()}/meeting_point_{os.getppid()}"
+        dist.init_process_group("gloo", init_method=meeting_point, rank=rank, world_size=processes)
+    training = Training(folder, stages, hyper, seed, start=arguments.start, compiled=arguments.compile)
     # A first run is to give the same figures wherever it is made.
     ingredients = Ingredients()
     if arguments.start:
@@ -294,9 +292,6 @@ def train_process(rank: int, processes: int, arguments: argparse.Namespace) -> N
         cutouts = tuple(file for folder in arguments.cutouts for file in cutout_files(folder))
         photographs = tuple(sorted(arguments.photographs.glob("*.npz"))) if arguments.photographs else ()
         ingredients = Ingredients(cutouts, rendered, photographs)
-    if processes > 1:
-        meeting_point = f"file://{folder.resolve()}/meeting_point_{os.getppid()}"
-        dist.init_process_group("gloo", init_method=meeting_point, rank=rank, world_size=processes)
     shares = [
         replace(stage, batch=stage.batch // processes, new_scenes=stage.new_scenes / processes)
         for stage in training.stages
@@ -331,7 +326,7 @@ def train_process(rank: int, processes: int, arguments: argparse.Namespace) -> N
             line = {"step": step, "size": batch.images.shape[-1], "minutes": training.seconds / 60}
             with (folder / "log.jsonl").open("a") as log:
                 log.write(json.dumps({k: round(v, 4) for k, v in (line | means).items()}) + "\n")
-        if rank == 0 and (step % SAVE_EVERY == 0 or out_of_time or step == training.total_steps):
+        if step % SAVE_EVERY == 0 or out_of_time or step == training.total_steps:
             training.save()
         if out_of_time:
             break
