@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -60,6 +60,19 @@ class Batch:
     valid: Tensor
     regions: Tensor
     wholes: Tensor
+
+
+class Sample(NamedTuple):
+    """One image of a batch: the fields of `Batch` without the first axis."""
+
+    image: Bytes
+    points: NDArray[np.float32]
+    boxes: NDArray[np.float32]
+    boxed: NDArray[np.int64]
+    targets: Bytes
+    valid: NDArray[np.bool_]
+    regions: Bytes
+    wholes: Bytes
 
 
 def random_view(rng: np.random.Generator, scene: Scene, size: int) -> tuple[Bytes, Bytes, tuple[int, int]]:
@@ -139,8 +152,8 @@ def rough_box(rng: np.random.Generator, mask: Bytes) -> NDArray[np.float64]:
     return box
 
 
-def make_sample(rng: np.random.Generator, scene: Scene, size: int, prompts: int) -> tuple[NDArray[np.generic], ...]:
-    """One image of a batch: the fields of `Batch` without the first axis. Prompts are where something is labelled."""
+def make_sample(rng: np.random.Generator, scene: Scene, size: int, prompts: int) -> Sample:
+    """A view of a scene. Prompts are where something is labelled."""
     smallest_px = max(12.0, 5e-4 * size * size)
     while True:
         image, regions, valid_hw = random_view(rng, scene, size)
@@ -184,11 +197,11 @@ def make_sample(rng: np.random.Generator, scene: Scene, size: int, prompts: int)
         done += 1
     wholes = whole_of_each(np.append(scene.parents, np.uint8(255)))
     coarse = np.ascontiguousarray(regions[1::2, 1::2])
-    return image.transpose(2, 0, 1).copy(), points, boxes, boxed, targets, valid, coarse, wholes[coarse]
+    return Sample(image.transpose(2, 0, 1).copy(), points, boxes, boxed, targets, valid, coarse, wholes[coarse])
 
 
-def stack(samples: list[tuple[NDArray[np.generic], ...]]) -> Batch:
-    """Samples of `make_sample` as a batch."""
+def stack(samples: list[Sample]) -> Batch:
+    """Samples as a batch."""
     return Batch(*(torch.from_numpy(np.stack(parts)) for parts in zip(*samples, strict=True)))
 
 

@@ -113,13 +113,14 @@ def test_prompts_are_where_somebody_outlined_something(photograph: Scene, tmp_pa
             continue
         seen += 1
         assert scene.parents[UNLABELLED] == UNLABELLED
-        _, points, _, _, targets, valid, regions, wholes = make_sample(np.random.default_rng(number), scene, 128, 6)
-        assert valid[:, 0].all()
-        assert ((wholes == UNLABELLED) == (regions == UNLABELLED)).all()
-        for (x, y), levels in zip(points.astype(int), targets, strict=True):
+        sample = make_sample(np.random.default_rng(number), scene, 128, 6)
+        unlabelled = sample.regions == UNLABELLED
+        assert sample.valid[:, 0].all()
+        assert ((sample.wholes == UNLABELLED) == unlabelled).all()
+        for (x, y), levels in zip(sample.points.astype(int), sample.targets, strict=True):
             assert (levels[:, y // 2, x // 2] > 0).all()
             # Nothing that is asked for reaches into what nobody outlined.
-            assert not (levels[:, regions == UNLABELLED] == 4).any()
+            assert not (levels[:, unlabelled] == 4).any()
     assert 4 <= seen <= 30
 
 

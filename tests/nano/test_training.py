@@ -124,27 +124,25 @@ def test_right_answers_are_nested_and_hold_their_point(index: int) -> None:
 
 
 def test_targets_are_those_of_the_points() -> None:
-    image, points, boxes, boxed, targets, valid, regions, wholes = make_sample(
-        np.random.default_rng(0), make_scene(6, 0), 128, 5
-    )
-    assert image.shape == (3, 128, 128)
-    assert targets.shape == (5, 3, 64, 64)
-    assert targets.max() == 4
-    assert valid[:, 0].all()
-    assert regions.shape == wholes.shape == (64, 64)
-    for (x, y), levels in zip(points.astype(int), targets, strict=True):
+    sample = make_sample(np.random.default_rng(0), make_scene(6, 0), 128, 5)
+    assert sample.image.shape == (3, 128, 128)
+    assert sample.targets.shape == (5, 3, 64, 64)
+    assert sample.targets.max() == 4
+    assert sample.valid[:, 0].all()
+    assert sample.regions.shape == sample.wholes.shape == (64, 64)
+    for (x, y), levels in zip(sample.points.astype(int), sample.targets, strict=True):
         assert (levels[:, y // 2, x // 2] > 0).all()
-    assert boxes.shape == (5, 4)
-    assert valid[np.arange(5), boxed].all()
+    assert sample.boxes.shape == (5, 4)
+    assert sample.valid[np.arange(5), sample.boxed].all()
 
 
 def test_boxes_are_about_those_of_their_targets() -> None:
     off, levels = [], []
     for number in range(30):
-        _, _, boxes, boxed, targets, valid, _, _ = make_sample(
-            np.random.default_rng(number), make_scene(6, number), 128, 5
-        )
-        for box_xyxy, level, masks, right in zip(boxes, boxed, targets, valid, strict=True):
+        sample = make_sample(np.random.default_rng(number), make_scene(6, number), 128, 5)
+        for box_xyxy, level, masks, right in zip(
+            sample.boxes, sample.boxed, sample.targets, sample.valid, strict=True
+        ):
             left, top, width, height = cv2.boundingRect(masks[level])
             sides = 2 * np.array([left, top, left + width, top + height])
             off.append(np.abs(box_xyxy - sides) / (2 * np.array([width, height, width, height])))
