@@ -15,6 +15,7 @@ from rerun_loader_sam.engine.geometry import Crop, crops, layer_point_grids, res
 from rerun_loader_sam.engine.grid import Standing, grid_masks, sketched_grid_masks
 from rerun_loader_sam.engine.parallel import Cores
 from rerun_loader_sam.engine.prompting import EmbeddedCrop, Filters
+from rerun_loader_sam.engine.second_look import confirmed_by_box
 from rerun_loader_sam.engine.suppression import clean_masks, suppress_duplicates, without_specks, without_twins
 from rerun_loader_sam.masks import Mask
 
@@ -71,6 +72,9 @@ class AutomaticMaskGenerator:
         strategy: `exhaustive` gives upstream's masks. `adaptive` tells most duplicates by one logit of sixteen: a
             mask that seems to fill the box of a better one is not made (with a model whose decoder is not Meta's,
             there are no sketches, and it is `exhaustive`).
+        box_pred_iou_thresh: Masks that stay are asked for once more by their boxes; those stay whose predicted IoU is
+            above this in the mean of both answers, and a second answer with a much higher one takes the first one's
+            place (`rerun_loader_sam.engine.second_look`). 0, as upstream, does not ask.
         edge_radius_px: Borders of the masks that stay move to edges of the image within about so many pixels of the
             model's input (`rerun_loader_sam.engine.edges`); of masks that are nearly the same then the first stays.
             0, as upstream, leaves them as the model has them.
@@ -96,6 +100,7 @@ class AutomaticMaskGenerator:
         min_mask_region_area: int = 0,
         output_mode: OutputMode = "binary_mask",
         strategy: Strategy = "exhaustive",
+        box_pred_iou_thresh: float = 0.0,
         edge_radius_px: int = 0,
     ) -> None:
         if (points_per_side is None) == (point_grids is None):
@@ -124,6 +129,7 @@ class AutomaticMaskGenerator:
         self.min_mask_region_area = min_mask_region_area
         self.output_mode = output_mode
         self.strategy = strategy
+        self.box_pred_iou_thresh = box_pred_iou_thresh
         self.edge_radius_px = edge_radius_px
 
     def generate(self, image: Pixels) -> list[dict[str, object]]:
@@ -162,7 +168,7 @@ class AutomaticMaskGenerator:
             scores = [1 / (mask.crop_box_xywh[2] * mask.crop_box_xywh[3]) for mask in found]
             found = [found[i] for i in suppress_duplicates(found, scores, self.crop_nms_thresh)]
         if self.min_mask_region_area > 0:
-            found = clean_masks(found, self.min_mask_region_area, max(self.box_nms_thresh, self.crop_nms_thresh))
+            found = clean_masks(found, self.min_mask_region_area, self._cleaned_nms_thresh)
         if self.edge_radius_px > 0:
             found = self._on_edges(image, parts, found)
         yield Progress("done", total, total, found)
@@ -193,7 +199,18 @@ class AutomaticMaskGenerator:
         for answered, fresh in masks_of(embedded, points, size, cores, standing):
             done += answered
             yield Progress("prompts", done, total, fresh)
-        return standing.kept
+        if self.box_pred_iou_thresh <= 0:
+            return standing.kept
+        confirmed = confirmed_by_box(embedded, standing.kept, size, cores, self.box_pred_iou_thresh)
+        return without_twins(sorted(confirmed, key=lambda mask: -mask.predicted_iou), TWIN_IOU)
+
+    @property
+    def _cleaned_nms_thresh(self) -> float:
+        """The box IoU above which masks go once they are cleaned."""
+        if self.box_pred_iou_thresh > 0:
+            # a thing and what takes up most of it have about the same box: where both were confirmed, both stay
+            return 1.0
+        return max(self.box_nms_thresh, self.crop_nms_thresh)
 
     def _on_edges(self, image: Pixels, parts: Sequence[Crop], masks: list[Mask]) -> list[Mask]:
         side, radius_px = self.model.image_encoder.img_size, self.edge_radius_px

@@ -1,4 +1,4 @@
-"""From point prompts to filtered masks, for one embedded crop of an image."""
+"""From prompts to filtered masks, for one embedded crop of an image."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ Made = Mask | Unmade | None
 
 
 class EmbeddedCrop:
-    """Answers point prompts on one crop of an image.
+    """Answers prompts on one crop of an image.
 
     Args:
         sam: The model.
@@ -152,12 +152,37 @@ class EmbeddedCrop:
             made += self._trace(prediction, prompt, [one.mask for one in masks], masks[0].point_xy, is_needless)
         return made
 
+    @torch.no_grad()
+    def answer_boxes(self, masks: Sequence[Mask], least_gain: float) -> list[tuple[float, Mask | None]]:
+        """For the box of each mask of this crop: predicted IoU of what the model answers it with, and that mask.
+
+        Args:
+            masks: Any.
+            least_gain: Masks are only made whose predicted IoU is higher than the old one's by more than this, and
+                that pass the filters but for that of stability: a box leaves less open than a point.
+        """
+        x0, y0, _, _ = self._crop.box_xyxy
+        xywh = np.array([mask.bbox_xywh for mask in masks], np.float64)
+        # boxes of masks end with their last pixels, those of prompts behind them
+        corners = np.stack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:] + 1], 1) - (x0, y0)
+        prediction = self._decoder.predict_boxed(self._as_input(corners).flatten(1))
+        scores: list[float] = prediction.predicted_iou[:, 0].tolist()
+        answers: list[tuple[float, Mask | None]] = []
+        for prompt, (mask, score) in enumerate(zip(masks, scores, strict=True)):
+            wanted = self._passing([score]) if score > mask.predicted_iou + least_gain else []
+            made = self._trace(
+                prediction, prompt, wanted, np.array(mask.point_xy) - (x0, y0), None, least_stability=0.0
+            )
+            answers.append((score, next((one for one in made if isinstance(one, Mask)), None)))
+        return answers
+
     def _predict(self, points_xy: Floats) -> tuple[Prediction, list[list[int]]]:
         """What the decoder says of points, and which masks of each pass the filter of predicted IoU."""
         prediction = self._decoder.predict(self._as_input(points_xy))
         return prediction, [self._passing(row) for row in prediction.predicted_iou.tolist()]
 
     def _as_input(self, points_xy: Floats) -> Tensor:
+        """Points (..., 2) of the crop in pixels of the model's input."""
         return torch.from_numpy((points_xy * self._scale).astype(np.float32)).to(self.device)
 
     def _passing(self, scores: list[float]) -> list[int]:
@@ -172,9 +197,13 @@ class EmbeddedCrop:
         masks: list[int],
         point_xy: Floats,
         is_needless: IsNeedless | None,
+        *,
+        least_stability: float | None = None,
     ) -> list[Made]:
         if not masks:
             return []
+        if least_stability is None:
+            least_stability = self._filters.stability_score_thresh
         x0, y0, _, _ = self._crop.box_xyxy
         x, y = point_xy.tolist()
         found: list[Made] = []
@@ -187,7 +216,7 @@ class EmbeddedCrop:
             if is_needless and box and is_needless(box, predicted_iou):
                 found.append(Unmade(point_xy, mask, predicted_iou, box))
                 continue
-            stability, outline = self._tracer.trace(logits, self._filters.stability_score_thresh)
+            stability, outline = self._tracer.trace(logits, least_stability)
             if outline is None or is_cut_off(outline.box_xyxy, self._crop, self._image_hw):
                 found.append(None)
                 continue
