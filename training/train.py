@@ -71,9 +71,10 @@ SHIPPED_IMG_SIZE = 384
 GENERATOR_DEFAULTS: dict[str, float | int] = {
     "points_per_side": 24,
     "pred_iou_thresh": 0.3,
-    "stability_score_thresh": 0.55,
+    "stability_score_thresh": 0.5,
     "box_nms_thresh": 0.7,
     "min_mask_region_area": 150,
+    "box_pred_iou_thresh": 0.44,
     "edge_radius_px": 12,
 }
 """What the automatic mask generator should use with this model; chosen with benchmarks/quality.py."""
