@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +44,7 @@ class Optimisers:
     well. They cost more than AdamW's: of several processes each takes those of its share of the matrices.
     """
 
-    def __init__(self, groups: Iterable[Group], weight_decay: float, *, with_muon: bool) -> None:
+    def __init__(self, groups: Sequence[Group], weight_decay: float, *, with_muon: bool) -> None:
         self._matrices: list[tuple[nn.Parameter, nn.Parameter]] = []
         by_adam: list[dict[str, Any]] = []
         by_muon: list[dict[str, Any]] = []
