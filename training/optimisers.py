@@ -23,14 +23,17 @@ class Group:
     peak: float
 
 
+def _flat(weight: Tensor) -> Tensor:
+    """A weight, or its gradient, as (outputs, what makes one); for a convolution in channels-last order a view."""
+    return weight.permute(0, 2, 3, 1).flatten(1) if weight.ndim == 4 else weight
+
+
 def as_matrix(weight: Tensor) -> Tensor | None:
     """A linear map's or convolution's weight as a view (outputs, what makes one), or None if it is no such thing."""
-    if weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last):
-        matrix = weight.permute(0, 2, 3, 1).flatten(1)
-    elif weight.ndim == 2:
-        matrix = weight
-    else:
+    is_view = weight.ndim == 2 or (weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last))
+    if not is_view:
         return None
+    matrix = _flat(weight)
     if min(matrix.shape) < FEWEST_ROWS or weight.shape[1] < FEWEST_INPUTS:
         return None
     return matrix
@@ -92,10 +95,7 @@ class Optimisers:
     def step(self) -> None:
         """One step of all parameters, by their gradients."""
         for parameter, matrix in self._matrices:
-            gradient = parameter.grad
-            if gradient is not None and gradient.ndim == 4:
-                gradient = gradient.permute(0, 2, 3, 1).flatten(1)
-            matrix.grad = gradient
+            matrix.grad = None if parameter.grad is None else _flat(parameter.grad)
         for optimiser in self._each():
             optimiser.step()
 
