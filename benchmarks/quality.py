@@ -48,7 +48,7 @@ OUTLINES = Path(__file__).parent / "photographs.json"
 OPENCV_OUTLINES = Path(__file__).parent / "opencv_photographs.json"
 """The same for images of OpenCV's examples."""
 WELL_FOUND_IOU = 0.75
-SETTINGS = ("pred_iou_thresh", "stability_score_thresh", "box_pred_iou_thresh", "edge_radius_px")
+SETTINGS = ("pred_iou_thresh", "stability_score_thresh", "agreement_thresh", "edge_radius_px")
 IOU_THRESHOLDS = np.arange(0.5, 0.96, 0.05)
 HELD_OUT_PHOTOGRAPHS = (
     "astronaut.png",

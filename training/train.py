@@ -70,11 +70,11 @@ SHIPPED_IMG_SIZE = 384
 """Input side of the written checkpoint: the size of the last stage, where it is best (benchmarks/quality.py)."""
 GENERATOR_DEFAULTS: dict[str, float | int] = {
     "points_per_side": 24,
-    "pred_iou_thresh": 0.3,
+    "pred_iou_thresh": 0.25,
     "stability_score_thresh": 0.5,
     "box_nms_thresh": 0.7,
     "min_mask_region_area": 150,
-    "box_pred_iou_thresh": 0.44,
+    "agreement_thresh": 0.6,
     "edge_radius_px": 12,
 }
 """What the automatic mask generator should use with this model; chosen with benchmarks/quality.py."""

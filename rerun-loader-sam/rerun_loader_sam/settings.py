@@ -44,7 +44,7 @@ class Settings:
     crop_overlap_ratio: float | None = None
     crop_n_points_downscale_factor: int | None = None
     min_mask_region_area: int | None = None
-    box_pred_iou_thresh: float | None = None
+    agreement_thresh: float | None = None
     edge_radius_px: int | None = None
 
     tensor_mib: float = 64.0
@@ -77,7 +77,7 @@ GENERATOR_PARAMETERS = (
     "crop_overlap_ratio",
     "crop_n_points_downscale_factor",
     "min_mask_region_area",
-    "box_pred_iou_thresh",
+    "agreement_thresh",
     "edge_radius_px",
 )
 
@@ -95,7 +95,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "crop_overlap_ratio": (0, 0.99),
     "crop_n_points_downscale_factor": (1, 16),
     "min_mask_region_area": (0, 1e9),
-    "box_pred_iou_thresh": (0, 1),
+    "agreement_thresh": (0, 1),
     "edge_radius_px": (0, 100),
     "tensor_mib": (0.001, 4096),
     "max_megapixels": (0.001, 2000),

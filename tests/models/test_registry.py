@@ -47,7 +47,7 @@ def test_the_defaults_are_those_of_upstream() -> None:
     upstream = inspect.signature(SamAutomaticMaskGenerator).parameters
     ours = dataclasses.asdict(GeneratorParameters())
     assert set(ours) == set(GENERATOR_PARAMETERS)
-    for name in ("box_pred_iou_thresh", "edge_radius_px"):  # ours alone: upstream's masks, as they are
+    for name in ("agreement_thresh", "edge_radius_px"):  # ours alone: upstream's masks, as they are
         assert ours.pop(name) == 0
     assert ours == {name: upstream[name].default for name in ours}
 

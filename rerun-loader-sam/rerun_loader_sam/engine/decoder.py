@@ -1,4 +1,4 @@
-"""Prompts against one embedded image, by the rearranged transformer of `engine.folding`."""
+"""Point prompts against one embedded image, by the rearranged transformer of `engine.folding`."""
 
 from dataclasses import dataclass
 
@@ -93,7 +93,7 @@ class FoldedPrediction:
 
 
 class FoldedPrompts:
-    """An embedded image that answers prompts."""
+    """An embedded image that answers point prompts."""
 
     def __init__(
         self, decoder: FoldedDecoder, image: FoldedImage, grid_hw: tuple[int, int], input_hw: tuple[int, int]
@@ -109,25 +109,7 @@ class FoldedPrompts:
         Args:
             points_xy: In pixels of the model's input, (P, 2).
         """
-        labels = torch.ones(len(points_xy), 1, dtype=torch.int, device=points_xy.device)
-        sparse, _ = self._sam.prompt_encoder(points=(points_xy[:, None], labels), boxes=None, masks=None)
-        # The first mask answers single-mask requests: upstream drops it when it is asked for several.
-        return self._predict(sparse, slice(1, None))
-
-    def predict_boxed(self, boxes_xyxy: Tensor) -> FoldedPrediction:
-        """One mask for each box.
-
-        Args:
-            boxes_xyxy: In pixels of the model's input, (P, 4).
-        """
-        sparse, _ = self._sam.prompt_encoder(points=None, boxes=boxes_xyxy, masks=None)
-        return self._predict(sparse, slice(0, 1))
-
-    def _predict(self, sparse: Tensor, masks: slice) -> FoldedPrediction:
-        """The masks `masks` of the decoder's for each prompt, given as tokens, (P, n, C)."""
-        decoder = self._sam.mask_decoder
-        own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-        tokens = torch.cat([own.expand(len(sparse), -1, -1), sparse], dim=1)
+        tokens = self._prompt_tokens(points_xy)
         transformer, image = self._weights.transformer, self._image
         n_prompts, n_tokens, _ = tokens.shape
         n_image = image.base.shape[0]
@@ -163,10 +145,19 @@ class FoldedPrompts:
             queries = queries_next
         final: Attention = transformer.final_attn_token_to_image
         out = transformer.norm_final_attn(queries + final.out_proj(attended.transpose(1, 2).flatten(2)))
-        predicted_iou = decoder.iou_prediction_head(out[:, 0])[:, masks]
-        heads_of_masks = list(enumerate(decoder.output_hypernetworks_mlps))[masks]
-        hyper = torch.stack([head(out[:, 1 + mask]) for mask, head in heads_of_masks], 1)
+        decoder = self._sam.mask_decoder
+        # The first mask answers single-mask requests: upstream drops it when it is asked for several.
+        predicted_iou = decoder.iou_prediction_head(out[:, 0])[:, 1:]
+        heads_of_masks = list(decoder.output_hypernetworks_mlps)[1:]
+        hyper = torch.stack([head(out[:, 2 + mask]) for mask, head in enumerate(heads_of_masks)], 1)
         return FoldedPrediction(predicted_iou, hyper, states, values, self._upscaled)
+
+    def _prompt_tokens(self, points_xy: Tensor) -> Tensor:
+        labels = torch.ones(len(points_xy), 1, dtype=torch.int, device=points_xy.device)
+        sparse, _ = self._sam.prompt_encoder(points=(points_xy[:, None], labels), boxes=None, masks=None)
+        decoder = self._sam.mask_decoder
+        output = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+        return torch.cat([output.expand(len(sparse), -1, -1), sparse], dim=1)
 
     def _attend_to_tokens(self, depth: int, queries: Tensor, tokens: Tensor) -> Tensor:
         layer = self._weights.transformer.layers[depth]

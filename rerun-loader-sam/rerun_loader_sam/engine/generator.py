@@ -9,13 +9,13 @@ import numpy.typing as npt
 import torch
 from segment_anything.modeling import Sam
 
+from rerun_loader_sam.engine.agreement import Agreed, agreed_masks
 from rerun_loader_sam.engine.edges import EdgeFinder
 from rerun_loader_sam.engine.encoder import encode
 from rerun_loader_sam.engine.geometry import Crop, crops, layer_point_grids, resized_crop
 from rerun_loader_sam.engine.grid import Standing, grid_masks, sketched_grid_masks
 from rerun_loader_sam.engine.parallel import Cores
 from rerun_loader_sam.engine.prompting import EmbeddedCrop, Filters
-from rerun_loader_sam.engine.second_look import confirmed_by_box
 from rerun_loader_sam.engine.suppression import clean_masks, suppress_duplicates, without_specks, without_twins
 from rerun_loader_sam.masks import Mask
 
@@ -72,9 +72,10 @@ class AutomaticMaskGenerator:
         strategy: `exhaustive` gives upstream's masks. `adaptive` tells most duplicates by one logit of sixteen: a
             mask that seems to fill the box of a better one is not made (with a model whose decoder is not Meta's,
             there are no sketches, and it is `exhaustive`).
-        box_pred_iou_thresh: Masks that stay are asked for once more by their boxes; those stay whose predicted IoU is
-            above this in the mean of both answers, and a second answer with a much higher one takes the first one's
-            place (`rerun_loader_sam.engine.second_look`). 0, as upstream, does not ask.
+        agreement_thresh: Masks stay whose agreement is above this, 0 to 1: the mean IoU, over the prompts in a mask,
+            that the likest of their answers have with it (`rerun_loader_sam.engine.agreement`). The mask with more
+            agreement stays then where masks are alike, by their pixels and not by their boxes; `strategy` says
+            nothing. 0, as upstream, goes by predicted IoU and boxes; so does a model whose decoder is not Meta's.
         edge_radius_px: Borders of the masks that stay move to edges of the image within about so many pixels of the
             model's input (`rerun_loader_sam.engine.edges`); of masks that are nearly the same then the first stays.
             0, as upstream, leaves them as the model has them.
@@ -100,7 +101,7 @@ class AutomaticMaskGenerator:
         min_mask_region_area: int = 0,
         output_mode: OutputMode = "binary_mask",
         strategy: Strategy = "exhaustive",
-        box_pred_iou_thresh: float = 0.0,
+        agreement_thresh: float = 0.0,
         edge_radius_px: int = 0,
     ) -> None:
         if (points_per_side is None) == (point_grids is None):
@@ -129,7 +130,7 @@ class AutomaticMaskGenerator:
         self.min_mask_region_area = min_mask_region_area
         self.output_mode = output_mode
         self.strategy = strategy
-        self.box_pred_iou_thresh = box_pred_iou_thresh
+        self.agreement_thresh = agreement_thresh
         self.edge_radius_px = edge_radius_px
 
     def generate(self, image: Pixels) -> list[dict[str, object]]:
@@ -194,21 +195,23 @@ class AutomaticMaskGenerator:
         if embedding.device.type == "cpu":
             tokens = embedding.shape[-2] * embedding.shape[-1]
             size = min(size, _MAX_CPU_BATCH, max(_CPU_BATCH_TOKENS // tokens, 1))
-        standing = Standing(self.box_nms_thresh)
-        masks_of = sketched_grid_masks if self.strategy == "adaptive" and embedded.can_sketch else grid_masks
-        for answered, fresh in masks_of(embedded, points, size, cores, standing):
+        agreed, standing = Agreed(self.agreement_thresh), Standing(self.box_nms_thresh)
+        if self.agreement_thresh > 0 and embedded.can_sketch:
+            answers = agreed_masks(embedded, points, size, cores, agreed)
+        elif self.strategy == "adaptive" and embedded.can_sketch:
+            answers = sketched_grid_masks(embedded, points, size, cores, standing)
+        else:
+            answers = grid_masks(embedded, points, size, cores, standing)
+        for answered, fresh in answers:
             done += answered
             yield Progress("prompts", done, total, fresh)
-        if self.box_pred_iou_thresh <= 0:
-            return standing.kept
-        confirmed = confirmed_by_box(embedded, standing.kept, size, cores, self.box_pred_iou_thresh)
-        return without_twins(sorted(confirmed, key=lambda mask: -mask.predicted_iou), TWIN_IOU)
+        return agreed.kept or standing.kept
 
     @property
     def _cleaned_nms_thresh(self) -> float:
         """The box IoU above which masks go once they are cleaned."""
-        if self.box_pred_iou_thresh > 0:
-            # a thing and what takes up most of it have about the same box: where both were confirmed, both stay
+        if self.agreement_thresh > 0:
+            # a thing and what takes up most of it have about the same box: where prompts agree on both, both stay
             return 1.0
         return max(self.box_nms_thresh, self.crop_nms_thresh)
 

@@ -30,7 +30,7 @@ _ROUNDING = 1e-4
 
 # How many batches are sketched before the best of them are made: the decoder's answers are kept so long, 120 MB for
 # nano and 240 MB for vit_b.
-_BATCHES_A_ROUND = 16
+BATCHES_A_ROUND = 16
 
 Batch = TypeVar("Batch", Floats, list[Unmade])
 Answers = Iterator[tuple[int, list[Mask]]]
@@ -51,7 +51,7 @@ def grid_masks(
         standing: Where the masks go.
     """
     # What stands when a batch is begun decides, not what will when a core is free: runs look at the same every time.
-    batches = _batches(points_xy, batch_size)
+    batches = batches_of(points_xy, batch_size)
     jobs = (partial(embedded.answer, batch, standing.as_it_is()) for batch in batches)
     for batch, made in zip(batches, cores.in_order(_call, jobs), strict=True):
         yield len(batch), standing.take(made)
@@ -62,8 +62,8 @@ def sketched_grid_masks(
     embedded: EmbeddedCrop, points_xy: Floats, batch_size: int, cores: Cores, standing: "Standing"
 ) -> Answers:
     """The same by sketches, for a crop that has them; see `grid_masks`."""
-    for points in _batches(_interleaved(points_xy), _BATCHES_A_ROUND * batch_size):
-        batches = _batches(points, batch_size)
+    for points in batches_of(interleaved(points_xy), BATCHES_A_ROUND * batch_size):
+        batches = batches_of(points, batch_size)
         for batch, sketched in zip(batches, cores.in_order(embedded.sketch, batches), strict=True):
             yield len(batch), standing.take(sketched)
         yield from _settle(embedded, batch_size, cores, standing)
@@ -74,7 +74,7 @@ def _settle(embedded: EmbeddedCrop, batch_size: int, cores: Cores, standing: "St
     """Make all that no mask stands for."""
     while due := standing.due():
         size = min(batch_size, -(-len(due) // cores.n_workers))
-        jobs = (partial(embedded.realise, part, standing.as_it_is()) for part in _batches(due, size))
+        jobs = (partial(embedded.realise, part, standing.as_it_is()) for part in batches_of(due, size))
         for made in cores.in_order(_call, jobs):
             yield 0, standing.take(made)
 
@@ -83,11 +83,12 @@ def _call(job: Callable[[], list[Made]]) -> list[Made]:
     return job()
 
 
-def _batches(items: Batch, size: int) -> list[Batch]:
+def batches_of(items: Batch, size: int) -> list[Batch]:
+    """`size` of them in each but the last."""
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def _interleaved(points_xy: Floats) -> Floats:
+def interleaved(points_xy: Floats) -> Floats:
     """The points of a grid as four grids of half the density, so that there are masks of the whole image early."""
     column, row = (np.unique(points_xy[:, axis], return_inverse=True)[1] % 2 for axis in (0, 1))
     return points_xy[np.argsort(2 * (column ^ row) + row, kind="stable")]

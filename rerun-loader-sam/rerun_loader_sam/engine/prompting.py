@@ -1,4 +1,4 @@
-"""From prompts to filtered masks, for one embedded crop of an image."""
+"""From point prompts to filtered masks, for one embedded crop of an image."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -45,6 +45,21 @@ class Unmade:
     answer: tuple["Prediction", int] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class SketchedPrompt:
+    """What a point is answered with.
+
+    Attributes:
+        cell_xy: Column and row of the logit of a sketch that lies nearest to it.
+        sketches: One logit of sixteen of each mask, whether it is in the mask: bool, (masks, rows, columns).
+        unmade: Those of the masks that may pass the filters; None of the others.
+    """
+
+    cell_xy: tuple[int, int]
+    sketches: Tensor
+    unmade: list[Unmade | None]
+
+
 Prediction = FoldedPrediction | ReferencePrediction
 IsNeedless = Callable[[BoxBounds, float], object]
 Made = Mask | Unmade | None
@@ -52,7 +67,7 @@ Made = Mask | Unmade | None
 
 
 class EmbeddedCrop:
-    """Answers prompts on one crop of an image.
+    """Answers point prompts on one crop of an image.
 
     Args:
         sam: The model.
@@ -80,6 +95,7 @@ class EmbeddedCrop:
         self._image_hw = image_hw
         self._filters = filters
         self._scale = np.array([input_hw[1] / crop.size_hw[1], input_hw[0] / crop.size_hw[0]])
+        self._token_px = long_side / max(embedding.shape[-2:])
         self._decoder: FoldedPrompts | ReferenceImage
         if folded and can_fold(sam):
             self._decoder = FoldedDecoder(sam).with_image(embedding, input_hw)
@@ -128,18 +144,49 @@ class EmbeddedCrop:
             if not masks:
                 continue
             for mask, logits in zip(masks, prediction.coarse_logits(prompt, masks).cpu(), strict=True):
-                if not self._tracer.may_be_stable(logits, self._filters.stability_score_thresh):
-                    continue
-                box = self._tracer.sketched_box(logits)
-                if not box.is_cut_off(self._crop, self._image_hw):
-                    score = float(prediction.predicted_iou[prompt, mask])
-                    found.append(Unmade(points_xy[prompt], mask, score, box, (prediction, prompt)))
+                if unmade := self._unmade(points_xy[prompt], mask, prediction, prompt, logits):
+                    unmade.answer = prediction, prompt
+                    found.append(unmade)
         return found
 
     @torch.no_grad()
+    def sketch_all(self, points_xy: Floats) -> list[SketchedPrompt]:
+        """Everything that points are answered with, as sketches.
+
+        Args:
+            points_xy: (P, 2), in pixels of the crop.
+        """
+        prediction, wanted = self._predict(points_xy)
+        assert isinstance(prediction, FoldedPrediction)  # noqa: S101  # for the type checker; see `can_sketch`
+        every_mask = list(range(prediction.predicted_iou.shape[1]))
+        found: list[SketchedPrompt] = []
+        cells_xy = points_xy * self._scale / self._token_px
+        for prompt, masks in enumerate(wanted):
+            logits = prediction.coarse_logits(prompt, every_mask).cpu()
+            unmade = [
+                self._unmade(points_xy[prompt], mask, prediction, prompt, logits[mask]) if mask in masks else None
+                for mask in every_mask
+            ]
+            last_xy = np.array(logits.shape[:0:-1]) - 1
+            x, y = np.minimum(cells_xy[prompt].astype(int), last_xy).tolist()
+            found.append(SketchedPrompt((x, y), logits > self._threshold, unmade))
+        return found
+
+    def _unmade(
+        self, point_xy: Floats, mask: int, prediction: FoldedPrediction, prompt: int, logits: Tensor
+    ) -> Unmade | None:
+        """A mask that passes the filter of predicted IoU, if it may pass the others as far as its sketch tells."""
+        if not self._tracer.may_be_stable(logits, self._filters.stability_score_thresh):
+            return None
+        box = self._tracer.sketched_box(logits)
+        if box.is_cut_off(self._crop, self._image_hw):
+            return None
+        return Unmade(point_xy, mask, float(prediction.predicted_iou[prompt, mask]), box)
+
+    @torch.no_grad()
     def realise(self, unmade: Sequence[Unmade], is_needless: IsNeedless | None) -> list[Made]:
-        """Make masks that were not made until now, if they are needed; see `answer`."""
-        by_prompt = [list(masks) for _, masks in groupby(sorted(unmade, key=_prompt), key=_prompt)]
+        """Make masks that were not made until now, if they are needed, sorted by `prompt_of`; see `answer`."""
+        by_prompt = [list(masks) for _, masks in groupby(sorted(unmade, key=prompt_of), key=prompt_of)]
         asked_again = [masks for masks in by_prompt if masks[0].answer is None]
         if asked_again:
             prediction, _ = self._predict(np.stack([masks[0].point_xy for masks in asked_again]))
@@ -152,37 +199,12 @@ class EmbeddedCrop:
             made += self._trace(prediction, prompt, [one.mask for one in masks], masks[0].point_xy, is_needless)
         return made
 
-    @torch.no_grad()
-    def answer_boxes(self, masks: Sequence[Mask], least_gain: float) -> list[tuple[float, Mask | None]]:
-        """For the box of each mask of this crop: predicted IoU of what the model answers it with, and that mask.
-
-        Args:
-            masks: Any.
-            least_gain: Masks are only made whose predicted IoU is higher than the old one's by more than this, and
-                that pass the filters but for that of stability: a box leaves less open than a point.
-        """
-        x0, y0, _, _ = self._crop.box_xyxy
-        xywh = np.array([mask.bbox_xywh for mask in masks], np.float64)
-        # boxes of masks end with their last pixels, those of prompts behind them
-        corners = np.stack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:] + 1], 1) - (x0, y0)
-        prediction = self._decoder.predict_boxed(self._as_input(corners).flatten(1))
-        scores: list[float] = prediction.predicted_iou[:, 0].tolist()
-        answers: list[tuple[float, Mask | None]] = []
-        for prompt, (mask, score) in enumerate(zip(masks, scores, strict=True)):
-            wanted = self._passing([score]) if score > mask.predicted_iou + least_gain else []
-            made = self._trace(
-                prediction, prompt, wanted, np.array(mask.point_xy) - (x0, y0), None, least_stability=0.0
-            )
-            answers.append((score, next((one for one in made if isinstance(one, Mask)), None)))
-        return answers
-
     def _predict(self, points_xy: Floats) -> tuple[Prediction, list[list[int]]]:
         """What the decoder says of points, and which masks of each pass the filter of predicted IoU."""
         prediction = self._decoder.predict(self._as_input(points_xy))
         return prediction, [self._passing(row) for row in prediction.predicted_iou.tolist()]
 
     def _as_input(self, points_xy: Floats) -> Tensor:
-        """Points (..., 2) of the crop in pixels of the model's input."""
         return torch.from_numpy((points_xy * self._scale).astype(np.float32)).to(self.device)
 
     def _passing(self, scores: list[float]) -> list[int]:
@@ -197,13 +219,9 @@ class EmbeddedCrop:
         masks: list[int],
         point_xy: Floats,
         is_needless: IsNeedless | None,
-        *,
-        least_stability: float | None = None,
     ) -> list[Made]:
         if not masks:
             return []
-        if least_stability is None:
-            least_stability = self._filters.stability_score_thresh
         x0, y0, _, _ = self._crop.box_xyxy
         x, y = point_xy.tolist()
         found: list[Made] = []
@@ -216,7 +234,7 @@ class EmbeddedCrop:
             if is_needless and box and is_needless(box, predicted_iou):
                 found.append(Unmade(point_xy, mask, predicted_iou, box))
                 continue
-            stability, outline = self._tracer.trace(logits, least_stability)
+            stability, outline = self._tracer.trace(logits, self._filters.stability_score_thresh)
             if outline is None or is_cut_off(outline.box_xyxy, self._crop, self._image_hw):
                 found.append(None)
                 continue
@@ -235,6 +253,7 @@ class EmbeddedCrop:
         return found
 
 
-def _prompt(unmade: Unmade) -> tuple[float, float]:
+def prompt_of(unmade: Unmade) -> tuple[float, float]:
+    """Its point, to sort by."""
     x, y = unmade.point_xy.tolist()
     return x, y

@@ -22,7 +22,7 @@ class ReferencePrediction:
 
 
 class ReferenceImage:
-    """An embedded image that answers prompts through `Sam`'s own modules."""
+    """An embedded image that answers point prompts through `Sam`'s own modules."""
 
     def __init__(self, sam: Sam, embedding: torch.Tensor) -> None:
         self._sam = sam
@@ -31,21 +31,12 @@ class ReferenceImage:
     def predict(self, points_xy: torch.Tensor) -> ReferencePrediction:
         """Three masks for each foreground point (P, 2), given in pixels of the model's input."""
         labels = torch.ones(len(points_xy), 1, dtype=torch.int, device=points_xy.device)
-        return self._predict((points_xy[:, None], labels), None)
-
-    def predict_boxed(self, boxes_xyxy: torch.Tensor) -> ReferencePrediction:
-        """One mask for each box (P, 4), given in pixels of the model's input."""
-        return self._predict(None, boxes_xyxy)
-
-    def _predict(
-        self, points: tuple[torch.Tensor, torch.Tensor] | None, boxes_xyxy: torch.Tensor | None
-    ) -> ReferencePrediction:
-        sparse, dense = self._sam.prompt_encoder(points=points, boxes=boxes_xyxy, masks=None)
+        sparse, dense = self._sam.prompt_encoder(points=(points_xy[:, None], labels), boxes=None, masks=None)
         logits, predicted_iou = self._sam.mask_decoder(
             image_embeddings=self._embedding,
             image_pe=self._sam.prompt_encoder.get_dense_pe(),
             sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense,
-            multimask_output=boxes_xyxy is None,
+            multimask_output=True,
         )
         return ReferencePrediction(predicted_iou, logits)

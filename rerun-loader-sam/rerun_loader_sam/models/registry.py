@@ -19,7 +19,7 @@ _MAX_HEADER_BYTES = 100_000_000
 class GeneratorParameters:
     """Parameters of the automatic mask generator, named as in segment-anything, with its defaults.
 
-    `box_pred_iou_thresh` and `edge_radius_px` are our own; with 0 there are segment-anything's masks.
+    `agreement_thresh` and `edge_radius_px` are our own; with 0 there are segment-anything's masks.
     """
 
     points_per_side: int = 32
@@ -33,7 +33,7 @@ class GeneratorParameters:
     crop_overlap_ratio: float = 512 / 1500
     crop_n_points_downscale_factor: int = 1
     min_mask_region_area: int = 0
-    box_pred_iou_thresh: float = 0.0
+    agreement_thresh: float = 0.0
     edge_radius_px: int = 0
 
     def replaced_by(self, values: Mapping[str, object]) -> "GeneratorParameters":

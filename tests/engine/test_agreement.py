@@ -1,0 +1,190 @@
+"""Masks that prompts agree on, against the definition worked out with upstream's predictor."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from segment_anything import SamPredictor
+from segment_anything.modeling import Sam, TwoWayTransformer
+from small_sams import small_sam, smooth_image
+
+from rerun_loader_sam import AutomaticMaskGenerator, load_model
+from rerun_loader_sam.engine.agreement import LIKENESS_IOU, Agreed, agreement_of
+from rerun_loader_sam.engine.boxes import BoxBounds
+from rerun_loader_sam.engine.generator import TWIN_IOU
+from rerun_loader_sam.engine.geometry import Crop, point_grid
+from rerun_loader_sam.engine.prompting import EmbeddedCrop, Filters, SketchedPrompt, Unmade
+from rerun_loader_sam.masks import Mask, encode_rle
+from rerun_loader_sam.models.registry import NANO, SHIPPED_FOLDER
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "coffee.jpg"
+OPEN = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
+SIZE_HW = (203, 270)
+TOKEN_PX = 16
+
+Pixels = NDArray[np.bool_]
+
+
+def iou_of(one: Pixels, other: Pixels) -> float:
+    return float((one & other).sum() / max((one | other).sum(), 1))
+
+
+def answers_of(sam: Sam, image: NDArray[np.uint8], points_xy: NDArray[np.float64]) -> tuple[Pixels, Pixels]:
+    """By upstream: sketches (P, 3, rows, columns), and which of them each point lies in (P, 3, P)."""
+    predictor = SamPredictor(sam)
+    predictor.set_image(image)
+    scaled = torch.from_numpy(predictor.transform.apply_coords(points_xy, image.shape[:2]))[:, None]
+    _, _, logits = predictor.predict_torch(scaled, torch.ones(len(scaled), 1))
+    rows, columns = (-(-size // TOKEN_PX) for size in predictor.input_size)
+    sketches = (logits[:, :, 2::4, 2::4][:, :, :rows, :columns] > 0).numpy()
+    x, y = (scaled[:, 0].numpy() // TOKEN_PX).astype(int).T
+    return sketches, sketches[:, :, y, x]
+
+
+def agreement_by_definition(sketches: Pixels, inside: Pixels) -> NDArray[np.float64]:
+    """(P, 3)."""
+    agreement = np.zeros(sketches.shape[:2])
+    for prompt, mask in np.ndindex(*agreement.shape):
+        likest = [
+            max(iou_of(sketches[prompt, mask], answer) for answer in sketches[other])
+            for other in np.flatnonzero(inside[prompt, mask])
+        ]
+        agreement[prompt, mask] = np.mean(likest) if likest else 0
+    return agreement
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_agreement_is_as_defined(seed: int) -> None:
+    sam, image = small_sam(seed), smooth_image(*SIZE_HW)
+    points_xy = point_grid(5) * SIZE_HW[::-1]
+    expected = agreement_by_definition(*answers_of(sam, image, points_xy))
+    predictor = SamPredictor(sam)
+    predictor.set_image(image)
+    crop = Crop((0, 0, *SIZE_HW[::-1]), 0)
+    embedded = EmbeddedCrop(sam, predictor.get_image_embedding(), crop, SIZE_HW, Filters(0.0, 0.0, 1.0))
+    prompts = embedded.sketch_all(points_xy)
+    # An input of 96 rows has exactly six tokens; a seventh is looked at for interpolation.
+    columns = answers_of(sam, image, points_xy)[0].shape[3]
+    cut = [
+        SketchedPrompt(prompt.cell_xy, prompt.sketches[:, : -(-96 // TOKEN_PX), :columns], prompt.unmade)
+        for prompt in prompts
+    ]
+    masks = list(range(3 * len(cut)))
+    iou, agreement = agreement_of(masks, cut)
+    assert iou.shape == (len(masks), len(masks))
+    np.testing.assert_allclose(agreement.numpy(), expected.ravel(), atol=1e-5)
+    assert len(np.unique(expected.round(3))) > 10
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.6])
+def test_what_prompts_agree_on_stays(threshold: float) -> None:
+    sam, image = small_sam(2), smooth_image(128, 128)  # square: no token lies in the padding
+    points_xy = point_grid(6) * (128, 128)
+    sketches, inside = answers_of(sam, image, points_xy)
+    agreement = agreement_by_definition(sketches, inside).ravel()
+    pixels = sketches.reshape(-1, *sketches.shape[2:])
+    expected: list[int] = []
+    for number in np.argsort(-agreement, kind="stable"):
+        if agreement[number] > threshold and all(iou_of(pixels[number], pixels[k]) <= LIKENESS_IOU for k in expected):
+            expected.append(int(number))
+    assert 2 < len(expected) < len(agreement)
+    generator = AutomaticMaskGenerator(sam, 6, 5, box_nms_thresh=0.1, agreement_thresh=threshold, **OPEN)
+    points = [mask["point_coords"][0] for mask in generator.generate(image)]
+    assert sorted(points) == sorted(points_xy[number // 3].tolist() for number in expected)
+
+
+def test_the_strategy_says_nothing() -> None:
+    sam = load_model(SHIPPED_FOLDER / NANO.file)
+    image = np.asarray(Image.open(EXAMPLE).convert("RGB"))
+    settings = {"pred_iou_thresh": 0.1, "stability_score_thresh": 0.2, "agreement_thresh": 0.5, "crop_n_layers": 1}
+    exhaustive, adaptive = (
+        AutomaticMaskGenerator(sam, 8, strategy=strategy, output_mode="uncompressed_rle", **settings).generate(image)
+        for strategy in ("exhaustive", "adaptive")
+    )
+    assert len({str(mask["crop_box"]) for mask in exhaustive}) > 2
+    assert exhaustive == adaptive
+
+
+def a_prompt(number: int, *masks: Pixels) -> SketchedPrompt:
+    bounds = BoxBounds(np.zeros(4), np.zeros(4))
+    unmade: list[Unmade | None] = [Unmade(np.array([float(number), 0.0]), k, 0.5, bounds) for k in range(len(masks))]
+    return SketchedPrompt((number, 0), torch.from_numpy(np.stack(masks)), unmade)
+
+
+def test_what_does_not_pass_the_filters_stands_for_nothing() -> None:
+    whole = np.zeros((4, 8), bool)
+    whole[:, :6] = True
+    nearly = whole.copy()
+    nearly[3, :4] = False
+    elsewhere = np.zeros((4, 8), bool)
+    elsewhere[:, 6:] = True
+    agreed = Agreed(0.5)
+    agreed.compare([a_prompt(0, whole), a_prompt(1, whole), a_prompt(2, nearly), a_prompt(7, elsewhere)])
+    due = agreed.due()
+    assert [one.point_xy[0] for one in due] == [0, 7]
+    assert agreed.take(due, [None, a_mask(7)]) == [a_mask(7)]
+    likeness = agreed.due()
+    assert [one.point_xy[0] for one in likeness] == [1]
+    assert agreed.take(likeness, [None]) == []
+    last = agreed.due()
+    assert [one.point_xy[0] for one in last] == [2]
+    agreed.take(last, [a_mask(2)])
+    assert agreed.due() == []
+    assert agreed.kept == [a_mask(7), a_mask(2)]
+
+
+def a_mask(number: int) -> Mask:
+    nothing = encode_rle(np.zeros((4, 8), np.bool_))
+    return Mask((4, 8), nothing, (0, 0, 1, 1), 0, 0.5, 0.5, (float(number), 0.0), (0, 0, 8, 4))
+
+
+def test_more_prompts_may_agree_on_others() -> None:
+    small, large = np.zeros((4, 8), bool), np.zeros((4, 8), bool)
+    small[:, :3] = True
+    large[:, :4] = True
+    agreed = Agreed(0.0)
+    agreed.compare([a_prompt(0, small), a_prompt(1, large)])
+    assert [one.point_xy[0] for one in agreed.due()] == [0]
+    agreed.take(agreed.due(), [a_mask(0)])
+    assert agreed.kept == [a_mask(0)]
+    agreed.compare([a_prompt(2, large), a_prompt(3, large)])
+    assert [one.point_xy[0] for one in agreed.due()] == [1]
+    agreed.take(agreed.due(), [a_mask(1)])
+    assert agreed.kept == [a_mask(1)]
+
+
+def test_a_model_without_sketches_goes_by_predicted_iou() -> None:
+    class OtherTransformer(TwoWayTransformer):
+        """Not known to be what the rearrangement holds for."""
+
+    sam, image = small_sam(), smooth_image(90, 120)
+    plain = OtherTransformer(2, 64, 8, 128)
+    plain.load_state_dict(sam.mask_decoder.transformer.state_dict())
+    sam.mask_decoder.transformer = plain.eval()
+    settings = {**OPEN, "box_nms_thresh": 1.0, "output_mode": "uncompressed_rle"}
+    without, with_it = (
+        AutomaticMaskGenerator(sam, 4, agreement_thresh=threshold, **settings).generate(image)
+        for threshold in (0.0, 0.9)
+    )
+    assert len(without) > 2
+    assert without == with_it
+
+
+def test_masks_with_like_boxes_stay_when_they_are_cleaned_but_no_twins() -> None:
+    sam = load_model(SHIPPED_FOLDER / NANO.file)
+    image = np.asarray(Image.open(EXAMPLE).convert("RGB"))
+    filters = {"pred_iou_thresh": 0.1, "stability_score_thresh": 0.2, "min_mask_region_area": 150}
+    generator = AutomaticMaskGenerator(sam, 12, agreement_thresh=0.3, edge_radius_px=12, **filters)
+    masks = generator.generate(image)
+    largest_box_iou = 0.0
+    for number, mask in enumerate(masks):
+        for other in masks[:number]:
+            assert iou_of(mask["segmentation"], other["segmentation"]) <= TWIN_IOU
+            boxes = [np.zeros(image.shape[:2], bool) for _ in range(2)]
+            for box, (x, y, width, height) in zip(boxes, (mask["bbox"], other["bbox"]), strict=True):
+                box[y : y + height + 1, x : x + width + 1] = True
+            largest_box_iou = max(largest_box_iou, iou_of(*boxes))
+    assert largest_box_iou > generator.box_nms_thresh
