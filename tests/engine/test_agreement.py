@@ -12,6 +12,7 @@ from segment_anything.modeling import Sam, TwoWayTransformer
 from small_sams import small_sam, smooth_image
 
 from rerun_loader_sam import AutomaticMaskGenerator, load_model
+from rerun_loader_sam.engine import agreement
 from rerun_loader_sam.engine.agreement import LIKENESS_IOU, Agreed, agreement_of
 from rerun_loader_sam.engine.boxes import BoxBounds
 from rerun_loader_sam.engine.generator import TWIN_IOU
@@ -46,18 +47,18 @@ def answers_of(sam: Sam, image: NDArray[np.uint8], points_xy: NDArray[np.float64
 
 def agreement_by_definition(sketches: Pixels, inside: Pixels) -> NDArray[np.float64]:
     """(P, 3)."""
-    agreement = np.zeros(sketches.shape[:2])
-    for prompt, mask in np.ndindex(*agreement.shape):
+    found = np.zeros(sketches.shape[:2])
+    for prompt, mask in np.ndindex(*found.shape):
         likest = [
             max(iou_of(sketches[prompt, mask], answer) for answer in sketches[other])
             for other in np.flatnonzero(inside[prompt, mask])
         ]
-        agreement[prompt, mask] = np.mean(likest) if likest else 0
-    return agreement
+        found[prompt, mask] = np.mean(likest) if likest else 0
+    return found
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_agreement_is_as_defined(seed: int) -> None:
+def test_agreement_is_as_defined(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     sam, image = small_sam(seed), smooth_image(*SIZE_HW)
     points_xy = point_grid(5) * SIZE_HW[::-1]
     expected = agreement_by_definition(*answers_of(sam, image, points_xy))
@@ -65,17 +66,17 @@ def test_agreement_is_as_defined(seed: int) -> None:
     predictor.set_image(image)
     crop = Crop((0, 0, *SIZE_HW[::-1]), 0)
     embedded = EmbeddedCrop(sam, predictor.get_image_embedding(), crop, SIZE_HW, Filters(0.0, 0.0, 1.0))
-    prompts = embedded.sketch_all(points_xy)
     # An input of 96 rows has exactly six tokens; a seventh is looked at for interpolation.
-    columns = answers_of(sam, image, points_xy)[0].shape[3]
-    cut = [
-        SketchedPrompt(prompt.cell_xy, prompt.sketches[:, : -(-96 // TOKEN_PX), :columns], prompt.unmade)
-        for prompt in prompts
+    rows, columns = 96 // TOKEN_PX, 128 // TOKEN_PX
+    prompts = [
+        SketchedPrompt(prompt.cell_xy, prompt.sketches[:, :rows, :columns], prompt.unmade)
+        for prompt in embedded.sketch_all(points_xy)
     ]
-    masks = list(range(3 * len(cut)))
-    iou, agreement = agreement_of(masks, cut)
-    assert iou.shape == (len(masks), len(masks))
-    np.testing.assert_allclose(agreement.numpy(), expected.ravel(), atol=1e-5)
+    # As for grids so fine that not all fits into memory.
+    monkeypatch.setattr(agreement, "_MASKS_AT_ONCE", 7)
+    monkeypatch.setattr(agreement, "_PROMPTS_AT_ONCE", 4)
+    found = agreement_of(torch.cat([prompt.sketches for prompt in prompts]), prompts)
+    np.testing.assert_allclose(found.numpy(), expected.ravel(), atol=1e-5)
     assert len(np.unique(expected.round(3))) > 10
 
 
@@ -84,13 +85,15 @@ def test_what_prompts_agree_on_stays(threshold: float) -> None:
     sam, image = small_sam(2), smooth_image(128, 128)  # square: no token lies in the padding
     points_xy = point_grid(6) * (128, 128)
     sketches, inside = answers_of(sam, image, points_xy)
-    agreement = agreement_by_definition(sketches, inside).ravel()
+    agreements = agreement_by_definition(sketches, inside).ravel()
     pixels = sketches.reshape(-1, *sketches.shape[2:])
     expected: list[int] = []
-    for number in np.argsort(-agreement, kind="stable"):
-        if agreement[number] > threshold and all(iou_of(pixels[number], pixels[k]) <= LIKENESS_IOU for k in expected):
+    for number in np.argsort(-agreements, kind="stable"):
+        if agreements[number] > threshold and all(
+            iou_of(pixels[number], pixels[k]) <= LIKENESS_IOU for k in expected
+        ):
             expected.append(int(number))
-    assert 2 < len(expected) < len(agreement)
+    assert 2 < len(expected) < len(agreements)
     generator = AutomaticMaskGenerator(sam, 6, 5, box_nms_thresh=0.1, agreement_thresh=threshold, **OPEN)
     points = [mask["point_coords"][0] for mask in generator.generate(image)]
     assert sorted(points) == sorted(points_xy[number // 3].tolist() for number in expected)
@@ -106,6 +109,20 @@ def test_the_strategy_says_nothing() -> None:
     )
     assert len({str(mask["crop_box"]) for mask in exhaustive}) > 2
     assert exhaustive == adaptive
+
+
+@pytest.mark.parametrize("points", [0, 1, 3])
+def test_few_points(points: int) -> None:
+    grid = np.full((points, 2), 0.5) + np.arange(points)[:, None] / 10
+    settings = {**OPEN, "points_per_side": None, "point_grids": [grid], "agreement_thresh": 0.1}
+    masks = AutomaticMaskGenerator(small_sam(2), **settings).generate(smooth_image(90, 120))
+    assert (len(masks) > 0) == (points > 0)
+
+
+@pytest.mark.parametrize("corner", [(0.0, 0.0), (1.0, 1.0)])
+def test_a_point_in_the_corner(corner: tuple[float, float]) -> None:
+    settings = {**OPEN, "points_per_side": None, "point_grids": [np.array([corner])], "agreement_thresh": 0.0001}
+    assert AutomaticMaskGenerator(small_sam(2), **settings).generate(smooth_image(128, 128)) is not None
 
 
 def a_prompt(number: int, *masks: Pixels) -> SketchedPrompt:

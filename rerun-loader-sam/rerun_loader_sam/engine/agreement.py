@@ -13,17 +13,25 @@ often have the same box.
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from rerun_loader_sam.engine.geometry import Floats
-from rerun_loader_sam.engine.grid import BATCHES_A_ROUND, Answers, batches_of, interleaved
+from rerun_loader_sam.engine.grid import Answers, batches_of, interleaved
 from rerun_loader_sam.engine.parallel import Cores
 from rerun_loader_sam.engine.prompting import EmbeddedCrop, Made, SketchedPrompt, Unmade, prompt_of
 from rerun_loader_sam.masks import Mask
 
 # Of sketches that have more IoU the one with more agreement stays.
 LIKENESS_IOU = 0.7
+
+# After each of these there are masks of the whole image. In each all answers so far are compared anew.
+ROUNDS = 4
+
+# Masks and prompts that are compared at once: products of 10 MB with nano.
+_MASKS_AT_ONCE = 1024
+_PROMPTS_AT_ONCE = 512
 
 
 def agreed_masks(
@@ -40,7 +48,7 @@ def agreed_masks(
         cores: Who works.
         agreed: Where the masks go.
     """
-    for points in batches_of(interleaved(points_xy), BATCHES_A_ROUND * batch_size):
+    for points in batches_of(interleaved(points_xy), max(-(-len(points_xy) // ROUNDS), 1)):
         batches = batches_of(points, batch_size)
         answered: list[SketchedPrompt] = []
         for batch, prompts in zip(batches, cores.in_order(embedded.sketch_all, batches), strict=True):
@@ -65,8 +73,8 @@ class Agreed:
         self._threshold = agreement_thresh
         self._prompts: list[SketchedPrompt] = []
         self._candidates: list[Unmade] = []
-        self._best_first = np.zeros(0, int)
-        self._among = np.zeros((0, 0), np.float32)
+        self._sketches = torch.zeros(0)
+        self._likeness: dict[int, npt.NDArray[np.float32]] = {}
         self._made: dict[tuple[tuple[float, float], int], Mask | None] = {}
 
     @property
@@ -77,13 +85,15 @@ class Agreed:
     def compare(self, prompts: list[SketchedPrompt]) -> None:
         """Add prompts, and look at what all of them agree on now."""
         self._prompts += prompts
+        sketches = torch.cat([prompt.sketches for prompt in self._prompts])
         unmade = [one for prompt in self._prompts for one in prompt.unmade]
-        numbers = [number for number, one in enumerate(unmade) if one]
-        self._candidates = [one for one in unmade if one]
-        iou, agreement = agreement_of(numbers, self._prompts)
-        self._among = iou[:, numbers].numpy()
-        best_first = np.argsort(-agreement.numpy(), kind="stable")
-        self._best_first = best_first[agreement.numpy()[best_first] > self._threshold]
+        candidates = [number for number, one in enumerate(unmade) if one]
+        agreement = agreement_of(sketches[candidates], self._prompts).numpy()
+        best_first = np.argsort(-agreement, kind="stable")
+        chosen = [candidates[i] for i in best_first if agreement[i] > self._threshold]
+        self._candidates = [one for number in chosen if (one := unmade[number])]
+        self._sketches = sketches[chosen].flatten(1).float()
+        self._likeness.clear()
 
     def due(self) -> list[Unmade]:
         """What is agreed on and neither made nor tried, sorted by its prompts."""
@@ -93,38 +103,47 @@ class Agreed:
         """Add what came of some that were due; returns the masks among it."""
         masks = [one if isinstance(one, Mask) else None for one in made]
         self._made.update(zip(map(_key, due), masks, strict=True))
+        for one in due:
+            one.answer = None  # what the decoder said of a batch is large
         return [mask for mask in masks if mask]
 
     def _agreed(self) -> list[Unmade]:
         """Best first, without likenesses of better ones; those that did not pass the filters stand for nothing."""
         failed = {key for key, mask in self._made.items() if mask is None}
-        left = np.array([i for i in self._best_first if _key(self._candidates[i]) not in failed], int)
+        left = np.array([i for i, one in enumerate(self._candidates) if _key(one) not in failed], int)
         found: list[Unmade] = []
         while len(left):
-            best, left = left[0], left[1:]
+            best = int(left[0])
             found.append(self._candidates[best])
-            left = left[self._among[best, left] <= LIKENESS_IOU]
+            if best not in self._likeness:
+                self._likeness[best] = _iou(self._sketches[best][None], self._sketches)[0].numpy()
+            left = left[1:][self._likeness[best][left[1:]] <= LIKENESS_IOU]
         return found
 
 
-def agreement_of(masks: list[int], prompts: list[SketchedPrompt]) -> tuple[Tensor, Tensor]:
+def agreement_of(masks: Tensor, prompts: list[SketchedPrompt]) -> Tensor:
     """How far prompts agree on masks.
 
     Args:
-        masks: Numbers of M masks among all that the prompts are answered with, prompt by prompt.
-        prompts: P of them, with K answers each.
+        masks: Sketches, bool, (M, rows, columns).
+        prompts: All that are answered.
 
     Returns:
-        IoU of each of these masks with all, (M, P * K), and their agreement, (M,), from 0 to 1, both float32.
+        float32, (M,), from 0 to 1; 0 where no prompt lies in a mask.
     """
-    sketches = torch.stack([prompt.sketches for prompt in prompts])
-    columns = sketches.shape[-1]
-    cells = [y * columns + x for x, y in (prompt.cell_xy for prompt in prompts)]
-    pixels = sketches.flatten(2).flatten(0, 1).float()
-    iou = _iou(pixels[masks], pixels)
-    inside = pixels[masks][:, cells]
-    likest = torch.unflatten(iou, 1, sketches.shape[:2]).amax(2)
-    return iou, (likest * inside).sum(1) / inside.sum(1).clamp(min=1)
+    likeness, count = torch.zeros(len(masks)), torch.zeros(len(masks))
+    columns = masks.shape[2]
+    for some in batches_of(prompts, _PROMPTS_AT_ONCE):
+        cells = [y * columns + x for x, y in (prompt.cell_xy for prompt in some)]
+        answers = torch.stack([prompt.sketches for prompt in some]).flatten(2).float()
+        for start in range(0, len(masks), _MASKS_AT_ONCE):
+            part = slice(start, start + _MASKS_AT_ONCE)
+            pixels = masks[part].flatten(1).float()
+            inside = pixels[:, cells]
+            likest = torch.unflatten(_iou(pixels, answers.flatten(0, 1)), 1, answers.shape[:2]).amax(2)
+            likeness[part] += (likest * inside).sum(1)
+            count[part] += inside.sum(1)
+    return likeness / count.clamp(min=1)
 
 
 def _iou(some: Tensor, others: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from rerun_loader_sam.engine.boxes import BoxBounds, least_iou
 from rerun_loader_sam.engine.geometry import Floats
 from rerun_loader_sam.engine.parallel import Cores
-from rerun_loader_sam.engine.prompting import EmbeddedCrop, IsNeedless, Made, Unmade
+from rerun_loader_sam.engine.prompting import EmbeddedCrop, IsNeedless, Made, SketchedPrompt, Unmade
 from rerun_loader_sam.engine.suppression import suppress_duplicates
 from rerun_loader_sam.masks import Mask
 
@@ -30,9 +30,9 @@ _ROUNDING = 1e-4
 
 # How many batches are sketched before the best of them are made: the decoder's answers are kept so long, 120 MB for
 # nano and 240 MB for vit_b.
-BATCHES_A_ROUND = 16
+_BATCHES_A_ROUND = 16
 
-Batch = TypeVar("Batch", Floats, list[Unmade])
+Batch = TypeVar("Batch", Floats, list[Unmade], list[SketchedPrompt])
 Answers = Iterator[tuple[int, list[Mask]]]
 
 
@@ -62,7 +62,7 @@ def sketched_grid_masks(
     embedded: EmbeddedCrop, points_xy: Floats, batch_size: int, cores: Cores, standing: "Standing"
 ) -> Answers:
     """The same by sketches, for a crop that has them; see `grid_masks`."""
-    for points in batches_of(interleaved(points_xy), BATCHES_A_ROUND * batch_size):
+    for points in batches_of(interleaved(points_xy), _BATCHES_A_ROUND * batch_size):
         batches = batches_of(points, batch_size)
         for batch, sketched in zip(batches, cores.in_order(embedded.sketch, batches), strict=True):
             yield len(batch), standing.take(sketched)
