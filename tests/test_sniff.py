@@ -65,5 +65,25 @@ def test_images_of_a_folder_come_in_natural_order(tmp_path: Path) -> None:
     assert found == ["a.png", "b/1.png", "Frame1.png", "frame2.png", "frame10.png"]
 
 
+@pytest.mark.parametrize("kind", ["folders", "files"])
+def test_looking_for_images_can_be_ended(tmp_path: Path, kind: str) -> None:
+    class EndedError(BaseException):
+        pass
+
+    for number in range(9):
+        (tmp_path / str(number)).mkdir() if kind == "folders" else (tmp_path / str(number)).touch()
+    calls = 0
+
+    def look_up() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise EndedError
+
+    with pytest.raises(EndedError):
+        sniff.iter_images(str(tmp_path), look_up)
+    assert calls == 4
+
+
 def test_natural_order_has_no_number_too_large() -> None:
     assert sniff.natural_key("x9" + "9" * 500) > sniff.natural_key("x9")

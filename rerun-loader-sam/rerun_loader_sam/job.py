@@ -44,6 +44,7 @@ class Job:
     drawing: entered while an image, or its masks, are made into bytes: both take memory.
     results: where masks of images that have not changed come from.
     environ: its proxies and certificates are used where a model is to be fetched; os.environ unless given.
+    look_up: called while a folder is looked through; raises what ends the job, where nobody waits for it any more.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Job:
         drawing: Callable[[], AbstractContextManager[None]] = nullcontext,
         results: ResultCache | None = None,
         environ: Mapping[str, str] | None = None,
+        look_up: Callable[[], None] = lambda: None,
     ) -> None:
         self._request = request
         self._settings = settings
@@ -66,6 +68,7 @@ class Job:
         self._drawing = drawing
         self._results = results
         self._environ = environ
+        self._look_up = look_up
         self._recording: Recording | None = None
         self._annotated_count = -1
         self._has_masks_so_far = False
@@ -88,7 +91,7 @@ class Job:
         if not request.location.is_dir():
             self._file(request.location)
             return
-        paths = [path for path in iter_images(str(request.location)) if path not in left_out]
+        paths = [path for path in iter_images(str(request.location), self._look_up) if path not in left_out]
         failures = [error for error in self._folder(paths) if error]
         if failures and len(failures) == len(paths):
             raise failures[0]

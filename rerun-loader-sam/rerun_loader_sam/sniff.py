@@ -4,6 +4,7 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from io import BufferedReader
 
 IMAGE, FOLDER, OTHER = "image", "folder", "other"
@@ -101,15 +102,18 @@ def has_image_name(path: str) -> bool:
     return path.lower().endswith(_EXTENSIONS)
 
 
-def iter_images(folder: str) -> "list[str]":
+def iter_images(folder: str, look_up: "Callable[[], None]" = lambda: None) -> "list[str]":
     """The images below `folder`, as full paths, in natural order of their relative paths.
 
-    Hidden files and folders, links to folders and what cannot be read are passed over.
+    Hidden files and folders, links to folders and what cannot be read are passed over. It may take minutes:
+    `look_up` is called at each file and folder, and ends it by what it raises.
     """
     found = []
     for parent, subfolders, names in os.walk(folder):
+        look_up()
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         for name in names:
+            look_up()
             path = os.path.join(parent, name)
             if not name.startswith(".") and _is_readable_image(path):
                 found.append(path)

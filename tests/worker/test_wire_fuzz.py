@@ -3,8 +3,10 @@
 import contextlib
 import itertools
 import json
+import os
 import socket
 import struct
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from processes import PATIENCE_S, status
+from processes import PATIENCE_S, status, wait_until
 
+from rerun_loader_sam.sniff import iter_images
 from rerun_loader_sam.worker.address import socket_path
 from rerun_loader_sam.worker.client import connect, segment_order
 from rerun_loader_sam.worker.wire import MAX_HEADER_BYTES, PREFIX_BYTES, encode_header, parse_header, parse_prefix
@@ -145,12 +148,46 @@ def test_any_message_harms_nobody(examples: int, photos: list[Path]) -> None:
     assert outcomes["served"] >= examples
     # Those that were never ended are given up after some seconds.
     deadline = time.monotonic() + PATIENCE_S
-    while held() > before and time.monotonic() < deadline:
+    while len(held()) > len(before) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert held() <= before
+    after = held()
+    assert len(after) <= len(before), (before, after)
     assert status()["running"] == []
 
 
-def held() -> int:
-    """File descriptors of the worker."""
-    return len(list(Path(f"/proc/{status()['pid']}/fd").iterdir()))
+@pytest.mark.usefixtures("user", "worker")
+def test_folders_are_looked_through_while_somebody_waits() -> None:
+    everything = os.sep
+    sock = connect()
+    assert sock is not None
+    with sock:
+        sock.sendall(encode_header(segment_order([everything])))
+        wait_until(lambda: status()["running"] == [everything])
+    looked_through, enough = threading.Event(), threading.Event()
+
+    def look_up() -> None:
+        if enough.is_set():
+            raise InterruptedError
+
+    def look_through() -> None:
+        with contextlib.suppress(InterruptedError):
+            iter_images(everything, look_up)
+            looked_through.set()
+
+    other = threading.Thread(target=look_through)
+    other.start()
+    try:
+        wait_until(lambda: status()["running"] == [])
+        assert not looked_through.is_set()
+    finally:
+        enough.set()
+        other.join()
+
+
+def held() -> list[str]:
+    """What the worker has open."""
+    found = []
+    for descriptor in Path(f"/proc/{status()['pid']}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.append(str(descriptor.readlink()))
+    return sorted(found)

@@ -143,9 +143,12 @@ class Serving:
         def send(content: bytes) -> None:
             connection.send({"is": "rrd"}, content, drawing.give_up)
 
-        def report(text: str, level: str) -> None:
+        def look_up() -> None:
             if connection.is_cancelled:
                 raise GoneError
+
+        def report(text: str, level: str) -> None:
+            look_up()
             if order.is_watched:
                 connection.send({"is": "log", "text": text, "level": level})
 
@@ -161,6 +164,7 @@ class Serving:
             drawing=drawing.take,
             results=results,
             environ=order.environ,
+            look_up=look_up,
         )
         job.run(left_out)
         _end(connection, 0, "")
