@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from segment_anything import SamPredictor
-from segment_anything.modeling import Sam, TwoWayTransformer
+from segment_anything.modeling import Sam
 from small_sams import small_sam, smooth_image
 
 from rerun_loader_sam import AutomaticMaskGenerator, load_model
@@ -119,8 +119,12 @@ def test_few_points(points: int) -> None:
     assert (len(masks) > 0) == (points > 0)
 
 
-@pytest.mark.parametrize("corner", [(0.0, 0.0), (1.0, 1.0)])
-def test_a_point_in_the_corner(corner: tuple[float, float]) -> None:
+@pytest.mark.parametrize(("corner", "cell_xy"), [((0.0, 0.0), (0, 0)), ((1.0, 1.0), (7, 7))])
+def test_a_point_in_the_corner(corner: tuple[float, float], cell_xy: tuple[int, int]) -> None:
+    crop, embedding = Crop((0, 0, 128, 128), 0), torch.randn(1, 64, 8, 8)
+    embedded = EmbeddedCrop(small_sam(2), embedding, crop, (128, 128), Filters(0.0, 0.0, 1.0))
+    (prompt,) = embedded.sketch_all(128 * np.array([corner]))
+    assert prompt.cell_xy == cell_xy
     settings = {**OPEN, "points_per_side": None, "point_grids": [np.array([corner])], "agreement_thresh": 0.0001}
     assert AutomaticMaskGenerator(small_sam(2), **settings).generate(smooth_image(128, 128)) is not None
 
@@ -174,13 +178,8 @@ def test_more_prompts_may_agree_on_others() -> None:
 
 
 def test_a_model_without_sketches_goes_by_predicted_iou() -> None:
-    class OtherTransformer(TwoWayTransformer):
-        """Not known to be what the rearrangement holds for."""
-
     sam, image = small_sam(), smooth_image(90, 120)
-    plain = OtherTransformer(2, 64, 8, 128)
-    plain.load_state_dict(sam.mask_decoder.transformer.state_dict())
-    sam.mask_decoder.transformer = plain.eval()
+    sam.mask_decoder.output_upscaling.append(torch.nn.Tanh())
     settings = {**OPEN, "box_nms_thresh": 1.0, "output_mode": "uncompressed_rle"}
     without, with_it = (
         AutomaticMaskGenerator(sam, 4, agreement_thresh=threshold, **settings).generate(image)

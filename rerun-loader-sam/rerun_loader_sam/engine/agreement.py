@@ -109,8 +109,7 @@ class Agreed:
 
     def _agreed(self) -> list[Unmade]:
         """Best first, without likenesses of better ones; those that did not pass the filters stand for nothing."""
-        failed = {key for key, mask in self._made.items() if mask is None}
-        left = np.array([i for i, one in enumerate(self._candidates) if _key(one) not in failed], int)
+        left = np.array([i for i, one in enumerate(self._candidates) if self._made.get(_key(one), one)], int)
         found: list[Unmade] = []
         while len(left):
             best = int(left[0])

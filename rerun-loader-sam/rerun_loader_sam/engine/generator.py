@@ -195,17 +195,18 @@ class AutomaticMaskGenerator:
         if embedding.device.type == "cpu":
             tokens = embedding.shape[-2] * embedding.shape[-1]
             size = min(size, _MAX_CPU_BATCH, max(_CPU_BATCH_TOKENS // tokens, 1))
-        agreed, standing = Agreed(self.agreement_thresh), Standing(self.box_nms_thresh)
+        found: Agreed | Standing
         if self.agreement_thresh > 0 and embedded.can_sketch:
-            answers = agreed_masks(embedded, points, size, cores, agreed)
-        elif self.strategy == "adaptive" and embedded.can_sketch:
-            answers = sketched_grid_masks(embedded, points, size, cores, standing)
+            found = Agreed(self.agreement_thresh)
+            answers = agreed_masks(embedded, points, size, cores, found)
         else:
-            answers = grid_masks(embedded, points, size, cores, standing)
+            found = Standing(self.box_nms_thresh)
+            masks_of = sketched_grid_masks if self.strategy == "adaptive" and embedded.can_sketch else grid_masks
+            answers = masks_of(embedded, points, size, cores, found)
         for answered, fresh in answers:
             done += answered
             yield Progress("prompts", done, total, fresh)
-        return agreed.kept or standing.kept
+        return found.kept
 
     @property
     def _cleaned_nms_thresh(self) -> float:

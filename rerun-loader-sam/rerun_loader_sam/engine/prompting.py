@@ -137,8 +137,7 @@ class EmbeddedCrop:
         Args:
             points_xy: (P, 2), in pixels of the crop.
         """
-        prediction, wanted = self._predict(points_xy)
-        assert isinstance(prediction, FoldedPrediction)  # noqa: S101  # for the type checker; see `can_sketch`
+        prediction, wanted = self._predict_sketches(points_xy)
         found: list[Unmade] = []
         for prompt, masks in enumerate(wanted):
             if not masks:
@@ -156,8 +155,7 @@ class EmbeddedCrop:
         Args:
             points_xy: (P, 2), in pixels of the crop.
         """
-        prediction, wanted = self._predict(points_xy)
-        assert isinstance(prediction, FoldedPrediction)  # noqa: S101  # for the type checker; see `can_sketch`
+        prediction, wanted = self._predict_sketches(points_xy)
         every_mask = list(range(prediction.predicted_iou.shape[1]))
         found: list[SketchedPrompt] = []
         cells_xy = points_xy * self._scale / self._token_px
@@ -171,6 +169,12 @@ class EmbeddedCrop:
             x, y = np.minimum(cells_xy[prompt].astype(int), last_xy).tolist()
             found.append(SketchedPrompt((x, y), logits > self._threshold, unmade))
         return found
+
+    def _predict_sketches(self, points_xy: Floats) -> tuple[FoldedPrediction, list[list[int]]]:
+        """As `_predict`, of a decoder that can sketch; see `can_sketch`."""
+        prediction, wanted = self._predict(points_xy)
+        assert isinstance(prediction, FoldedPrediction)  # noqa: S101  # for the type checker
+        return prediction, wanted
 
     def _unmade(
         self, point_xy: Floats, mask: int, prediction: FoldedPrediction, prompt: int, logits: Tensor
