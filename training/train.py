@@ -74,7 +74,7 @@ GENERATOR_DEFAULTS: dict[str, float | int] = {
     "stability_score_thresh": 0.5,
     "box_nms_thresh": 0.7,
     "min_mask_region_area": 150,
-    "agreement_thresh": 0.6,
+    "agreement_thresh": 0.58,
     "edge_radius_px": 12,
 }
 """What the automatic mask generator should use with this model; chosen with benchmarks/quality.py."""

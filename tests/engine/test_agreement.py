@@ -17,6 +17,7 @@ from rerun_loader_sam.engine.agreement import LIKENESS_IOU, Agreed, agreement_of
 from rerun_loader_sam.engine.boxes import BoxBounds
 from rerun_loader_sam.engine.generator import TWIN_IOU
 from rerun_loader_sam.engine.geometry import Crop, point_grid
+from rerun_loader_sam.engine.grid import interleaved
 from rerun_loader_sam.engine.prompting import EmbeddedCrop, Filters, SketchedPrompt, Unmade
 from rerun_loader_sam.masks import Mask, encode_rle
 from rerun_loader_sam.models.registry import NANO, SHIPPED_FOLDER
@@ -33,15 +34,33 @@ def iou_of(one: Pixels, other: Pixels) -> float:
     return float((one & other).sum() / max((one | other).sum(), 1))
 
 
-def answers_of(sam: Sam, image: NDArray[np.uint8], points_xy: NDArray[np.float64]) -> tuple[Pixels, Pixels]:
-    """By upstream: sketches (P, 3, rows, columns), and which of them each point lies in (P, 3, P)."""
+def answers_of(
+    sam: Sam, image: NDArray[np.uint8], points_xy: NDArray[np.float64], *, first_column: int = 2
+) -> tuple[Pixels, NDArray[np.int64], NDArray[np.int64]]:
+    """By upstream: sketches (P, 3, rows, columns), and the column and row of each point."""
     predictor = SamPredictor(sam)
     predictor.set_image(image)
     scaled = torch.from_numpy(predictor.transform.apply_coords(points_xy, image.shape[:2]))[:, None]
     _, _, logits = predictor.predict_torch(scaled, torch.ones(len(scaled), 1))
     rows, columns = (-(-size // TOKEN_PX) for size in predictor.input_size)
-    sketches = (logits[:, :, 2::4, 2::4][:, :, :rows, :columns] > 0).numpy()
+    sketches = (logits[:, :, 2::4, first_column::4][:, :, :rows, :columns] > 0).numpy()
     x, y = (scaled[:, 0].numpy() // TOKEN_PX).astype(int).T
+    return sketches, x, y
+
+
+def answers_in_all_views(sam: Sam, image: NDArray[np.uint8], points_xy: NDArray[np.float64]) -> tuple[Pixels, Pixels]:
+    """Of a square image, by upstream: sketches (P, 3, rows, columns), and which each point lies in (P, 3, P)."""
+    quarters = np.split(points_xy, 4)
+    mirror, last = np.array((-1, 1)), np.array((image.shape[1] - 1, 0))
+    _, x, y = answers_of(sam, image, points_xy)
+    sketches = np.concatenate(
+        [
+            answers_of(sam, image, quarters[0])[0],
+            answers_of(sam, image[:, ::-1], quarters[1] * mirror + last, first_column=1)[0][..., ::-1],
+            answers_of(sam, image[:, :, ::-1], quarters[2])[0],
+            answers_of(sam, image[:, ::-1, [1, 2, 0]], quarters[3] * mirror + last, first_column=1)[0][..., ::-1],
+        ]
+    )
     return sketches, sketches[:, :, y, x]
 
 
@@ -61,7 +80,8 @@ def agreement_by_definition(sketches: Pixels, inside: Pixels) -> NDArray[np.floa
 def test_agreement_is_as_defined(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     sam, image = small_sam(seed), smooth_image(*SIZE_HW)
     points_xy = point_grid(5) * SIZE_HW[::-1]
-    expected = agreement_by_definition(*answers_of(sam, image, points_xy))
+    answered, x, y = answers_of(sam, image, points_xy)
+    expected = agreement_by_definition(answered, answered[:, :, y, x])
     predictor = SamPredictor(sam)
     predictor.set_image(image)
     crop = Crop((0, 0, *SIZE_HW[::-1]), 0)
@@ -83,8 +103,8 @@ def test_agreement_is_as_defined(seed: int, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("threshold", [0.3, 0.6])
 def test_what_prompts_agree_on_stays(threshold: float) -> None:
     sam, image = small_sam(2), smooth_image(128, 128)  # square: no token lies in the padding
-    points_xy = point_grid(6) * (128, 128)
-    sketches, inside = answers_of(sam, image, points_xy)
+    points_xy = interleaved(point_grid(6) * (128, 128))
+    sketches, inside = answers_in_all_views(sam, image, points_xy)
     agreements = agreement_by_definition(sketches, inside).ravel()
     pixels = sketches.reshape(-1, *sketches.shape[2:])
     expected: list[int] = []

@@ -56,6 +56,24 @@ def test_logits_reach_one_beyond_the_image(input_hw: tuple[int, int]) -> None:
     torch.testing.assert_close(logits, expected[:, :height, :width], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("width", [128, 97, 96, 40, 1])
+@torch.no_grad()
+def test_logits_of_a_mirrored_image_are_turned_back(width: int) -> None:
+    sam, embedding, points = small_sam(), torch.randn(1, 64, 8, 8), torch.rand(1, 2) * 40
+    expected = ReferenceImage(sam, embedding).predict(points).low_res_logits(0, [2, 0])
+    mirrored = FoldedDecoder(sam).with_image(embedding, (128, width), mirrored=True).predict(points)
+    plain = FoldedDecoder(sam).with_image(embedding, (128, width)).predict(points)
+    torch.testing.assert_close(mirrored.predicted_iou, plain.predicted_iou)
+    columns = 4 * -(-width // 16)  # of the tokens that show something
+    logits, coarse = mirrored.low_res_logits(0, [2, 0]), mirrored.coarse_logits(0, [2, 0])
+    assert logits.shape == plain.low_res_logits(0, [2, 0]).shape
+    assert coarse.shape == plain.coarse_logits(0, [2, 0]).shape
+    turned = expected[:, :, :columns].flip(2)
+    torch.testing.assert_close(logits[:, :, :columns], turned, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(coarse[:, :, : columns // 4], turned[:, 2::4, 2::4], atol=1e-4, rtol=1e-4)
+    assert bool((logits[:, :, columns:] == logits[:, :, columns - 1 : columns]).all())
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -6,10 +6,15 @@ it, that the likest of each one's answers has with it. Where a model has seen li
 more of a mask than its predicted IoU, and it is measured, not learnt: consistency, as in Wang et al. 2023,
 Self-Consistency Improves Chain of Thought Reasoning in Language Models, of masks instead of texts.
 
+A quarter of the prompts each see the image as it is, mirrored, with its colours exchanged, and both: an accident of
+one view is no other's answer (as in Krizhevsky et al. 2012, ImageNet Classification with Deep Convolutional Neural
+Networks, but each prompt is asked only once).
+
 Answers are compared as sketches, one logit of sixteen, and by their pixels: a thing and what is wrongly taken for it
 often have the same box.
 """
 
+from collections.abc import Callable, Generator
 from functools import partial
 
 import numpy as np
@@ -21,13 +26,23 @@ from rerun_loader_sam.engine.geometry import Floats
 from rerun_loader_sam.engine.grid import Answers, batches_of, interleaved
 from rerun_loader_sam.engine.parallel import Cores
 from rerun_loader_sam.engine.prompting import EmbeddedCrop, Made, SketchedPrompt, Unmade, prompt_of
+from rerun_loader_sam.engine.views import AS_IT_IS, View
 from rerun_loader_sam.masks import Mask
 
 # Of sketches that have more IoU the one with more agreement stays.
 LIKENESS_IOU = 0.7
 
-# After each of these there are masks of the whole image. In each all answers so far are compared anew.
-ROUNDS = 4
+# Each has a quarter of the prompts, from everywhere: after it there are masks of the whole image, and all answers so
+# far are compared anew.
+VIEWS = (
+    AS_IT_IS,
+    View(mirrored=True),
+    View(channels=(2, 1, 0)),
+    View(mirrored=True, channels=(1, 2, 0)),
+)
+
+Looking = Generator[None, None, EmbeddedCrop]
+Look = Callable[[View], Looking]
 
 # Masks and prompts that are compared at once: products of 10 MB with nano.
 _MASKS_AT_ONCE = 1024
@@ -35,20 +50,26 @@ _PROMPTS_AT_ONCE = 512
 
 
 def agreed_masks(
-    embedded: EmbeddedCrop, points_xy: Floats, batch_size: int, cores: Cores, agreed: "Agreed"
+    embedded: EmbeddedCrop, points_xy: Floats, batch_size: int, cores: Cores, agreed: "Agreed", *, look: Look
 ) -> Answers:
     """How many prompts are answered and the masks that those so far agree on, batch by batch.
 
     More prompts may agree on others: what stays is in `agreed` at the end.
 
     Args:
-        embedded: The crop; it must have sketches.
+        embedded: The crop as it is; it must have sketches.
         points_xy: In pixels of the crop, (P, 2).
         batch_size: Prompts that are decoded at once.
         cores: Who works.
         agreed: Where the masks go.
+        look: Embeds the crop seen in another way; yields after each piece of work.
     """
-    for points in batches_of(interleaved(points_xy), max(-(-len(points_xy) // ROUNDS), 1)):
+    asked: dict[tuple[float, float], EmbeddedCrop] = {}
+    rounds = batches_of(interleaved(points_xy), max(-(-len(points_xy) // len(VIEWS)), 1))
+    for view, points in zip(VIEWS, rounds, strict=False):
+        if view != AS_IT_IS:
+            embedded = yield from _without_news(look(view))
+        asked |= dict.fromkeys(map(tuple, points.tolist()), embedded)
         batches = batches_of(points, batch_size)
         answered: list[SketchedPrompt] = []
         for batch, prompts in zip(batches, cores.in_order(embedded.sketch_all, batches), strict=True):
@@ -56,10 +77,20 @@ def agreed_masks(
             yield len(batch), []
         agreed.compare(answered)
         while due := agreed.due():
-            parts = batches_of(due, batch_size)
-            made = cores.in_order(partial(embedded.realise, is_needless=None), parts)
-            for part, masks in zip(parts, made, strict=True):
-                yield 0, agreed.take(part, masks)
+            for seen in dict.fromkeys(asked.values()):
+                parts = batches_of([one for one in due if asked[prompt_of(one)] is seen], batch_size)
+                made = cores.in_order(partial(seen.realise, is_needless=None), parts)
+                for part, masks in zip(parts, made, strict=True):
+                    yield 0, agreed.take(part, masks)
+
+
+def _without_news(looking: Looking) -> Generator[tuple[int, list[Mask]], None, EmbeddedCrop]:
+    while True:
+        try:
+            next(looking)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        yield 0, []
 
 
 class Agreed:

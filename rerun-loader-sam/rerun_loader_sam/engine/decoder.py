@@ -28,18 +28,19 @@ class FoldedDecoder:
         self.weights = FoldedWeights(sam.mask_decoder.transformer)
         self.upscaling = FoldedUpscaling(sam.mask_decoder)
 
-    def with_image(self, embedding: Tensor, input_hw: tuple[int, int]) -> "FoldedPrompts":
+    def with_image(self, embedding: Tensor, input_hw: tuple[int, int], *, mirrored: bool = False) -> "FoldedPrompts":
         """The decoder for one image.
 
         Args:
             embedding: What the encoder gave, (1, C, h, w).
             input_hw: The image's size as the model sees it, without padding: no logits are made beyond it.
+            mirrored: The image is mirrored, as `views.View.of` does it; logits are turned back.
         """
         encoder = self.sam.prompt_encoder
         tokens = (embedding[0] + encoder.no_mask_embed.weight.view(-1, 1, 1)).flatten(1).t().contiguous()
         positions = encoder.get_dense_pe()[0].flatten(1).t().contiguous()
         image = fold_image(self.weights, tokens, positions)
-        return FoldedPrompts(self, image, (embedding.shape[-2], embedding.shape[-1]), input_hw)
+        return FoldedPrompts(self, image, (embedding.shape[-2], embedding.shape[-1]), input_hw, mirrored=mirrored)
 
 
 @dataclass(slots=True)
@@ -96,12 +97,20 @@ class FoldedPrompts:
     """An embedded image that answers point prompts."""
 
     def __init__(
-        self, decoder: FoldedDecoder, image: FoldedImage, grid_hw: tuple[int, int], input_hw: tuple[int, int]
+        self,
+        decoder: FoldedDecoder,
+        image: FoldedImage,
+        grid_hw: tuple[int, int],
+        input_hw: tuple[int, int],
+        *,
+        mirrored: bool,
     ) -> None:
         self._sam = decoder.sam
         self._weights = decoder.weights
         self._image = image
-        self._upscaled = decoder.upscaling.with_image(image.base, grid_hw, input_hw, decoder.weights)
+        self._upscaled = decoder.upscaling.with_image(
+            image.base, grid_hw, input_hw, decoder.weights, mirrored=mirrored
+        )
 
     def predict(self, points_xy: Tensor) -> FoldedPrediction:
         """Several masks for each foreground point.

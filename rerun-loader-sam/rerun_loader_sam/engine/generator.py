@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ from rerun_loader_sam.engine.grid import Standing, grid_masks, sketched_grid_mas
 from rerun_loader_sam.engine.parallel import Cores
 from rerun_loader_sam.engine.prompting import EmbeddedCrop, Filters
 from rerun_loader_sam.engine.suppression import clean_masks, suppress_duplicates, without_specks, without_twins
+from rerun_loader_sam.engine.views import AS_IT_IS, View
 from rerun_loader_sam.masks import Mask
 
 Strategy = Literal["exhaustive", "adaptive"]
@@ -75,7 +77,8 @@ class AutomaticMaskGenerator:
         agreement_thresh: Masks stay whose agreement is above this, 0 to 1: the mean IoU, over the prompts in a mask,
             that the likest of their answers have with it (`rerun_loader_sam.engine.agreement`). The mask with more
             agreement stays then where masks are alike, by their pixels and not by their boxes; `strategy` says
-            nothing. 0, as upstream, goes by predicted IoU and boxes; so does a model whose decoder is not Meta's.
+            nothing, and the image goes through the encoder four times. 0, as upstream, goes by predicted IoU and
+            boxes; so does a model whose decoder is not Meta's.
         edge_radius_px: Borders of the masks that stay move to edges of the image within about so many pixels of the
             model's input (`rerun_loader_sam.engine.edges`); of masks that are nearly the same then the first stays.
             0, as upstream, leaves them as the model has them.
@@ -178,27 +181,25 @@ class AutomaticMaskGenerator:
         self, image: Pixels, crop: Crop, cores: Cores, done: int, total: int
     ) -> Generator[Progress, None, list[Mask]]:
         """Report on one crop, from `done` prompts on; returns its masks, best first."""
-        filters = Filters(self.pred_iou_thresh, self.stability_score_thresh, self.stability_score_offset)
-        pieces = encode(self.model, self._resized(image, crop), cores)
+        look = partial(self._look, image, crop, cores)
+        pieces = look(AS_IT_IS)
         while True:
             try:
                 next(pieces)
             except StopIteration as end:
-                embedding = end.value
+                embedded: EmbeddedCrop = end.value
                 break
             yield Progress("encode", done, total, [])
         yield Progress("encode", done, total, [])
-        image_hw = (image.shape[0], image.shape[1])
-        embedded = EmbeddedCrop(self.model, embedding, crop, image_hw, filters)
         points = self.point_grids[crop.layer] * np.array(crop.size_hw[::-1])
         size = self.points_per_batch
-        if embedding.device.type == "cpu":
-            tokens = embedding.shape[-2] * embedding.shape[-1]
+        if embedded.device.type == "cpu":
+            tokens = embedded.tokens
             size = min(size, _MAX_CPU_BATCH, max(_CPU_BATCH_TOKENS // tokens, 1))
         found: Agreed | Standing
         if self.agreement_thresh > 0 and embedded.can_sketch:
             found = Agreed(self.agreement_thresh)
-            answers = agreed_masks(embedded, points, size, cores, found)
+            answers = agreed_masks(embedded, points, size, cores, found, look=look)
         else:
             found = Standing(self.box_nms_thresh)
             masks_of = sketched_grid_masks if self.strategy == "adaptive" and embedded.can_sketch else grid_masks
@@ -207,6 +208,15 @@ class AutomaticMaskGenerator:
             done += answered
             yield Progress("prompts", done, total, fresh)
         return found.kept
+
+    def _look(self, image: Pixels, crop: Crop, cores: Cores, view: View) -> Generator[None, None, EmbeddedCrop]:
+        """Embed a crop; yields after each piece of work."""
+        token_px = self.model.image_encoder.img_size // self.model.prompt_encoder.image_embedding_size[0]
+        pixels = view.of(self._resized(image, crop), token_px)
+        embedding = yield from encode(self.model, pixels, cores)
+        filters = Filters(self.pred_iou_thresh, self.stability_score_thresh, self.stability_score_offset)
+        image_hw = (image.shape[0], image.shape[1])
+        return EmbeddedCrop(self.model, embedding, crop, image_hw, filters, view=view)
 
     @property
     def _cleaned_nms_thresh(self) -> float:

@@ -14,6 +14,7 @@ from rerun_loader_sam.engine.decoder import FoldedDecoder, FoldedPrediction, Fol
 from rerun_loader_sam.engine.geometry import Crop, Floats, is_cut_off, model_input_hw
 from rerun_loader_sam.engine.reference import ReferenceImage, ReferencePrediction
 from rerun_loader_sam.engine.tracing import Tracer
+from rerun_loader_sam.engine.views import AS_IT_IS, View
 from rerun_loader_sam.masks import Mask, box_xywh
 
 
@@ -76,6 +77,7 @@ class EmbeddedCrop:
         image_hw: The whole image's size.
         filters: What masks have to pass.
         folded: Whether the fast decoder may be used; the plain one serves models that it does not fit.
+        view: What the embedding shows of the crop; another than `AS_IT_IS` needs the fast decoder.
     """
 
     def __init__(
@@ -87,18 +89,21 @@ class EmbeddedCrop:
         filters: Filters,
         *,
         folded: bool = True,
+        view: View = AS_IT_IS,
     ) -> None:
         long_side: int = sam.image_encoder.img_size
         input_hw = model_input_hw(crop.size_hw, long_side)
         self.device: torch.device = embedding.device
+        self.tokens: int = embedding.shape[-2] * embedding.shape[-1]
         self._crop = crop
         self._image_hw = image_hw
         self._filters = filters
         self._scale = np.array([input_hw[1] / crop.size_hw[1], input_hw[0] / crop.size_hw[0]])
-        self._token_px = long_side / max(embedding.shape[-2:])
+        self._token_px = long_side // max(embedding.shape[-2:])
+        self._view, self._input_w = view, input_hw[1]
         self._decoder: FoldedPrompts | ReferenceImage
         if folded and can_fold(sam):
-            self._decoder = FoldedDecoder(sam).with_image(embedding, input_hw)
+            self._decoder = FoldedDecoder(sam).with_image(embedding, input_hw, mirrored=view.mirrored)
         else:
             self._decoder = ReferenceImage(sam, embedding)
         self._threshold: float = sam.mask_threshold
@@ -209,7 +214,8 @@ class EmbeddedCrop:
         return prediction, [self._passing(row) for row in prediction.predicted_iou.tolist()]
 
     def _as_input(self, points_xy: Floats) -> Tensor:
-        return torch.from_numpy((points_xy * self._scale).astype(np.float32)).to(self.device)
+        seen_xy = self._view.points(points_xy * self._scale, self._input_w, self._token_px)
+        return torch.from_numpy(seen_xy.astype(np.float32)).to(self.device)
 
     def _passing(self, scores: list[float]) -> list[int]:
         """Which of a prompt's masks pass the filter of predicted IoU."""

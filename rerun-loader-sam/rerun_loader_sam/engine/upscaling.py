@@ -12,6 +12,7 @@ import torch
 from segment_anything.modeling import MaskDecoder
 from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
+from torch.nn import functional
 
 from rerun_loader_sam.engine.folding import FoldedWeights, centred
 
@@ -53,10 +54,16 @@ class FoldedUpscaling:
         self.second_bias = second.bias.repeat(4)[:, None]
 
     def with_image(
-        self, base: Tensor, grid_hw: tuple[int, int], input_hw: tuple[int, int], weights: FoldedWeights
+        self,
+        base: Tensor,
+        grid_hw: tuple[int, int],
+        input_hw: tuple[int, int],
+        weights: FoldedWeights,
+        *,
+        mirrored: bool,
     ) -> "UpscaledImage":
         """The upscaling for one image; see `UpscaledImage`."""
-        return UpscaledImage(self, base, grid_hw, input_hw, weights)
+        return UpscaledImage(self, base, grid_hw, input_hw, weights, mirrored=mirrored)
 
 
 class UpscaledImage:
@@ -68,6 +75,7 @@ class UpscaledImage:
         grid_hw: Tokens down and across, N = h * w.
         input_hw: The image's size in the model's input, without padding.
         weights: Of the transformer.
+        mirrored: The tokens show the image as `views.View.of` mirrors it; logits are turned back.
     """
 
     def __init__(
@@ -77,6 +85,8 @@ class UpscaledImage:
         grid_hw: tuple[int, int],
         input_hw: tuple[int, int],
         weights: FoldedWeights,
+        *,
+        mirrored: bool,
     ) -> None:
         self._upscaling = upscaling
         # A token has four logits along a side. Interpolation looks one beyond the image's last one.
@@ -86,6 +96,12 @@ class UpscaledImage:
             min(tokens, math.ceil((math.ceil(4 * size * tokens_per_pixel) + 1) / 4))
             for tokens, size in zip(grid_hw, input_hw, strict=True)
         )
+        # Mirrored, the last token that shows something comes first, and there is nothing beyond it.
+        self._beyond = 0
+        self._mirrored = mirrored
+        if mirrored:
+            shown = math.ceil(input_hw[1] * tokens_per_pixel)
+            self._beyond, self._columns = self._columns - shown, shown
         self._rows_at_once = self._rows
         if base.device.type == "cpu":
             self._rows_at_once = max(_TOKENS_AT_ONCE // self._columns, 1)
@@ -128,24 +144,33 @@ class UpscaledImage:
             out[:, :, :, rows_here] = torch.unflatten(wanted @ hidden, -1, (-1, width))
         # (dy dx, ey ex, mask, y, x) to (mask, y dy ey, x dx ex)
         fine = out.view(2, 2, 2, 2, len(masks), height, width)
-        return fine.permute(4, 5, 0, 2, 6, 1, 3).reshape(len(masks), 4 * height, 4 * width)
+        fine = fine.permute(4, 5, 0, 2, 6, 1, 3).reshape(len(masks), 4 * height, 4 * width)
+        return self._turned_back(fine, 4 * self._beyond)
 
     def coarse_logits(
         self, factor: Tensor, weights: Tensor, values: list[Tensor], hyper: Tensor, masks: list[int]
     ) -> Tensor:
         """One of each token's 16 logits, the one beside its centre: (len(masks), rows, columns); see `logits`."""
         upscaling = self._upscaling
-        quarter = slice(3 * len(self._constant) // 4, None)
+        # The third of four logits down and across; mirrored, the third from the right: of the pairs (dy, dx) and
+        # (ey, ex) of the two convolutions (1, 1) and (0, 0), or (1, 0) and (0, 1).
+        quarter = _quarter(len(self._constant), 2 if self._mirrored else 3)
         weights = self._within_image(weights).flatten(1)
         factor = self._within_image(factor).flatten()
         hidden = torch.addcmul(self._constant[quarter], self._base[quarter].flatten(1), factor)
         hidden = torch.addmm(hidden, self._added(values)[:, quarter].t(), weights)
         hidden = self._normalised(hidden[None])[0]
-        second = slice(0, len(upscaling.second_weight) // 4)
+        second = _quarter(len(upscaling.second_weight), 1 if self._mirrored else 0)
         hidden = torch.addmm(upscaling.second_bias[second], upscaling.second_weight[second], hidden)
         logits = hyper[masks] @ upscaling.second_activation(hidden)
         coarse: Tensor = logits.view(len(masks), self._rows, self._columns)
-        return coarse
+        return self._turned_back(coarse, self._beyond)
+
+    def _turned_back(self, logits: Tensor, beyond: int) -> Tensor:
+        """Logits (masks, rows, columns) as the image lies; those of `beyond` more columns are as the last ones."""
+        if not self._mirrored:
+            return logits
+        return functional.pad(logits.flip(-1), (0, beyond), mode="replicate")
 
     def _added(self, values: list[Tensor]) -> Tensor:
         """R after the first convolution: (k, 4 * C / 4)."""
@@ -167,3 +192,7 @@ class UpscaledImage:
     def _within_image(self, by_token: Tensor) -> Tensor:
         """(..., N) as (..., rows, columns) without the tokens that lie in the padding."""
         return torch.unflatten(by_token, -1, self._grid_hw)[..., : self._rows, : self._columns]
+
+
+def _quarter(size: int, number: int) -> slice:
+    return slice(number * size // 4, (number + 1) * size // 4)
