@@ -15,7 +15,6 @@ often have the same box.
 """
 
 from collections.abc import Callable, Generator
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -77,11 +76,18 @@ def agreed_masks(
             yield len(batch), []
         agreed.compare(answered)
         while due := agreed.due():
-            for seen in dict.fromkeys(asked.values()):
-                parts = batches_of([one for one in due if asked[prompt_of(one)] is seen], batch_size)
-                made = cores.in_order(partial(seen.realise, is_needless=None), parts)
-                for part, masks in zip(parts, made, strict=True):
-                    yield 0, agreed.take(part, masks)
+            parts = [
+                (seen, part)
+                for seen in dict.fromkeys(asked.values())
+                for part in batches_of([one for one in due if asked[prompt_of(one)] is seen], batch_size)
+            ]
+            for (_, part), masks in zip(parts, cores.in_order(_realise, parts), strict=True):
+                yield 0, agreed.take(part, masks)
+
+
+def _realise(part: tuple[EmbeddedCrop, list[Unmade]]) -> list[Made]:
+    embedded, due = part
+    return embedded.realise(due, None)
 
 
 def _without_news(looking: Looking) -> Generator[tuple[int, list[Mask]], None, EmbeddedCrop]:
