@@ -40,7 +40,9 @@ class FoldedDecoder:
         tokens = (embedding[0] + encoder.no_mask_embed.weight.view(-1, 1, 1)).flatten(1).t().contiguous()
         positions = encoder.get_dense_pe()[0].flatten(1).t().contiguous()
         image = fold_image(self.weights, tokens, positions)
-        return FoldedPrompts(self, image, (embedding.shape[-2], embedding.shape[-1]), input_hw, mirrored=mirrored)
+        grid_hw = (embedding.shape[-2], embedding.shape[-1])
+        upscaled = UpscaledImage(self.upscaling, image.base, grid_hw, input_hw, self.weights, mirrored=mirrored)
+        return FoldedPrompts(self, image, upscaled)
 
 
 @dataclass(slots=True)
@@ -96,21 +98,11 @@ class FoldedPrediction:
 class FoldedPrompts:
     """An embedded image that answers point prompts."""
 
-    def __init__(
-        self,
-        decoder: FoldedDecoder,
-        image: FoldedImage,
-        grid_hw: tuple[int, int],
-        input_hw: tuple[int, int],
-        *,
-        mirrored: bool,
-    ) -> None:
+    def __init__(self, decoder: FoldedDecoder, image: FoldedImage, upscaled: UpscaledImage) -> None:
         self._sam = decoder.sam
         self._weights = decoder.weights
         self._image = image
-        self._upscaled = decoder.upscaling.with_image(
-            image.base, grid_hw, input_hw, decoder.weights, mirrored=mirrored
-        )
+        self._upscaled = upscaled
 
     def predict(self, points_xy: Tensor) -> FoldedPrediction:
         """Several masks for each foreground point.

@@ -53,18 +53,6 @@ class FoldedUpscaling:
         self.second_weight = second.weight.flatten(2).permute(2, 1, 0).flatten(0, 1).contiguous()
         self.second_bias = second.bias.repeat(4)[:, None]
 
-    def with_image(
-        self,
-        base: Tensor,
-        grid_hw: tuple[int, int],
-        input_hw: tuple[int, int],
-        weights: FoldedWeights,
-        *,
-        mirrored: bool,
-    ) -> "UpscaledImage":
-        """The upscaling for one image; see `UpscaledImage`."""
-        return UpscaledImage(self, base, grid_hw, input_hw, weights, mirrored=mirrored)
-
 
 class UpscaledImage:
     """Makes logits for prompts of one image.
