@@ -43,12 +43,12 @@ def test_masks_of_a_mirrored_view_are_those_of_the_mirrored_image_turned_back() 
     # As large as the model's input, and whole tokens wide: both are the same pixels to the model.
     image = np.asarray(Image.open(EXAMPLE).convert("RGB").resize((288, 384)))
     points_xy = np.random.default_rng(1).integers(0, (288, 384), (12, 2)).astype(np.float64)
+    sam = load_model(SHIPPED_FOLDER / NANO.file)
     found: list[list[Mask]] = []
     for shown, asked_xy, view in (
         (image, points_xy, View(mirrored=True)),
         (image[:, ::-1], points_xy * (-1, 1) + (287, 0), AS_IT_IS),
     ):
-        sam = load_model(SHIPPED_FOLDER / NANO.file)
         pixels = torch.from_numpy(shown.copy()).permute(2, 0, 1)[None]
         embedding = sam.image_encoder(sam.preprocess(view.of(pixels, TOKEN_PX)))
         crop, filters = Crop((0, 0, 288, 384), 0), Filters(0.0, 0.0, 1.0)

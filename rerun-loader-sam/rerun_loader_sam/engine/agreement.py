@@ -23,7 +23,7 @@ from torch import Tensor
 
 from rerun_loader_sam.engine.geometry import Floats
 from rerun_loader_sam.engine.grid import Answers, batches_of, interleaved
-from rerun_loader_sam.engine.parallel import Cores
+from rerun_loader_sam.engine.parallel import Cores, reporting
 from rerun_loader_sam.engine.prompting import EmbeddedCrop, Made, SketchedPrompt, Unmade, prompt_of
 from rerun_loader_sam.engine.views import AS_IT_IS, View
 from rerun_loader_sam.masks import Mask
@@ -40,8 +40,7 @@ VIEWS = (
     View(mirrored=True, channels=(1, 2, 0)),
 )
 
-Looking = Generator[None, None, EmbeddedCrop]
-Look = Callable[[View], Looking]
+Look = Callable[[View], Generator[None, None, EmbeddedCrop]]
 
 # Masks and prompts that are compared at once: products of 10 MB with nano.
 _MASKS_AT_ONCE = 1024
@@ -67,7 +66,7 @@ def agreed_masks(
     rounds = batches_of(interleaved(points_xy), max(-(-len(points_xy) // len(VIEWS)), 1))
     for view, points in zip(VIEWS, rounds, strict=False):
         if view != AS_IT_IS:
-            embedded = yield from _without_news(look(view))
+            embedded = yield from reporting(look(view), (0, []))
         asked |= dict.fromkeys(map(tuple, points.tolist()), embedded)
         batches = batches_of(points, batch_size)
         answered: list[SketchedPrompt] = []
@@ -88,15 +87,6 @@ def agreed_masks(
 def _realise(part: tuple[EmbeddedCrop, list[Unmade]]) -> list[Made]:
     embedded, due = part
     return embedded.realise(due, None)
-
-
-def _without_news(looking: Looking) -> Generator[tuple[int, list[Mask]], None, EmbeddedCrop]:
-    while True:
-        try:
-            next(looking)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
-        yield 0, []
 
 
 class Agreed:

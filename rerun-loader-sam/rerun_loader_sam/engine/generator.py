@@ -15,8 +15,8 @@ from rerun_loader_sam.engine.edges import EdgeFinder
 from rerun_loader_sam.engine.encoder import encode
 from rerun_loader_sam.engine.geometry import Crop, crops, layer_point_grids, resized_crop
 from rerun_loader_sam.engine.grid import Standing, grid_masks, sketched_grid_masks
-from rerun_loader_sam.engine.parallel import Cores
-from rerun_loader_sam.engine.prompting import EmbeddedCrop, Filters
+from rerun_loader_sam.engine.parallel import Cores, reporting
+from rerun_loader_sam.engine.prompting import EmbeddedCrop, Filters, token_px
 from rerun_loader_sam.engine.suppression import clean_masks, suppress_duplicates, without_specks, without_twins
 from rerun_loader_sam.engine.views import AS_IT_IS, View
 from rerun_loader_sam.masks import Mask
@@ -181,21 +181,14 @@ class AutomaticMaskGenerator:
         self, image: Pixels, crop: Crop, cores: Cores, done: int, total: int
     ) -> Generator[Progress, None, list[Mask]]:
         """Report on one crop, from `done` prompts on; returns its masks, best first."""
-        look = partial(self._look, image, crop, cores)
-        pieces = look(AS_IT_IS)
-        while True:
-            try:
-                next(pieces)
-            except StopIteration as end:
-                embedded: EmbeddedCrop = end.value
-                break
-            yield Progress("encode", done, total, [])
+        image_hw = (image.shape[0], image.shape[1])
+        look = partial(self._look, self._resized(image, crop), crop, image_hw, cores)
+        embedded = yield from reporting(look(AS_IT_IS), Progress("encode", done, total, []))
         yield Progress("encode", done, total, [])
         points = self.point_grids[crop.layer] * np.array(crop.size_hw[::-1])
         size = self.points_per_batch
         if embedded.device.type == "cpu":
-            tokens = embedded.tokens
-            size = min(size, _MAX_CPU_BATCH, max(_CPU_BATCH_TOKENS // tokens, 1))
+            size = min(size, _MAX_CPU_BATCH, max(_CPU_BATCH_TOKENS // embedded.tokens, 1))
         found: Agreed | Standing
         if self.agreement_thresh > 0 and embedded.can_sketch:
             found = Agreed(self.agreement_thresh)
@@ -209,13 +202,12 @@ class AutomaticMaskGenerator:
             yield Progress("prompts", done, total, fresh)
         return found.kept
 
-    def _look(self, image: Pixels, crop: Crop, cores: Cores, view: View) -> Generator[None, None, EmbeddedCrop]:
+    def _look(
+        self, resized: torch.Tensor, crop: Crop, image_hw: tuple[int, int], cores: Cores, view: View
+    ) -> Generator[None, None, EmbeddedCrop]:
         """Embed a crop; yields after each piece of work."""
-        token_px = self.model.image_encoder.img_size // self.model.prompt_encoder.image_embedding_size[0]
-        pixels = view.of(self._resized(image, crop), token_px)
-        embedding = yield from encode(self.model, pixels, cores)
+        embedding = yield from encode(self.model, view.of(resized, token_px(self.model)), cores)
         filters = Filters(self.pred_iou_thresh, self.stability_score_thresh, self.stability_score_offset)
-        image_hw = (image.shape[0], image.shape[1])
         return EmbeddedCrop(self.model, embedding, crop, image_hw, filters, view=view)
 
     @property

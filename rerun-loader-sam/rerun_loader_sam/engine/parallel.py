@@ -5,7 +5,7 @@ of every operation costs more than the work, and on a busy machine the slowest c
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TypeVar
@@ -17,6 +17,7 @@ _MAX_WORKERS = 8
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Report = TypeVar("Report")
 
 
 class Cores:
@@ -70,3 +71,13 @@ class Cores:
         finally:
             for future in pending:
                 future.cancel()
+
+
+def reporting(pieces: Generator[None, None, Result], report: Report) -> Generator[Report, None, Result]:
+    """Some pieces of work, with a report after each of them; returns what they do."""
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        yield report

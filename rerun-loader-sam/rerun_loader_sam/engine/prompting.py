@@ -99,7 +99,7 @@ class EmbeddedCrop:
         self._image_hw = image_hw
         self._filters = filters
         self._scale = np.array([input_hw[1] / crop.size_hw[1], input_hw[0] / crop.size_hw[0]])
-        self._token_px = long_side // max(embedding.shape[-2:])
+        self._token_px = token_px(sam)
         self._view, self._input_w = view, input_hw[1]
         self._decoder: FoldedPrompts | ReferenceImage
         if folded and can_fold(sam):
@@ -261,6 +261,12 @@ class EmbeddedCrop:
                 )
             )
         return found
+
+
+def token_px(sam: Sam) -> int:
+    """Pixels of the model's input along a side of an image token."""
+    side_px: int = sam.image_encoder.img_size // sam.prompt_encoder.image_embedding_size[0]
+    return side_px
 
 
 def prompt_of(unmade: Unmade) -> tuple[float, float]:
