@@ -15,7 +15,7 @@ from rerun_loader_sam.worker.control import worker_status
 
 LOADER = str(Path(sys.executable).parent / "rerun-loader-sam")
 EXAMPLE = Path(__file__).parents[2] / "examples" / "coffee.jpg"
-PATIENCE_S = 120.0
+PATIENCE_S = 240.0
 """Until then whatever a test waits for has happened, on the busiest machine; what goes well takes no time of it."""
 
 

@@ -74,7 +74,7 @@ class Serving:
             self._running[connection] = str(request.location)
         self._engine.begin_showing(connection)
         try:
-            self._run(connection, order, request)
+            exit_code, message = self._run(connection, order, request)
         except (GoneError, Exception) as error:
             if order.part is not None:
                 order.part.unlink(missing_ok=True)
@@ -82,12 +82,14 @@ class Serving:
                 raise
             if not isinstance(error, UserError):
                 _log.exception("%s", request.location)
-            _end(connection, ERROR, describe(error))
+            exit_code, message = ERROR, describe(error)
         finally:
             self._engine.end_showing(connection)
             with self._lock:
                 del self._running[connection]
                 self._served_count += 1
+        # Last, so that nothing is said to be in hand whose loader has ended.
+        _end(connection, exit_code, message)
 
     def finish(self) -> None:
         """Free what was needed for a request; called when nothing of it is referred to any more."""
@@ -126,13 +128,13 @@ class Serving:
         self._leave(reason)
         connection.send({"is": "leaving"})
 
-    def _run(self, connection: Connection, order: SegmentOrder, request: Request) -> None:
+    def _run(self, connection: Connection, order: SegmentOrder, request: Request) -> tuple[int, str]:
+        """Returns the exit code of the loader, and what it says."""
         left_out: frozenset[str] = frozenset()
         if request.recording_id is not None:
             claimed = claim(order.program, request.location, request.recording_id, order.process)
             if claimed is None:
-                _end(connection, NOT_MINE, "")
-                return
+                return NOT_MINE, ""
             left_out = claimed
         # Rerun takes a good part of a second to import: the loader knows by now that its order is in good hands.
         from rerun_loader_sam.job import Job
@@ -167,7 +169,7 @@ class Serving:
             look_up=look_up,
         )
         job.run(left_out)
-        _end(connection, 0, "")
+        return 0, ""
 
 
 def _end(connection: Connection, exit_code: int, message: str) -> None:
