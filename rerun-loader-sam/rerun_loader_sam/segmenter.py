@@ -118,7 +118,7 @@ class Segmenter:
         if small is None:
             return None
         # Loaded each time: that takes some hundredths of a second, for something that is rarely asked for.
-        parameters = small.generator_parameters | {"points_per_side": _PREVIEW_POINTS_PER_SIDE}
+        parameters = small.generator_parameters | {"points_per_side": _PREVIEW_POINTS_PER_SIDE, "crop_n_layers": 0}
         generator = _load_generator(small.path, model.device, "adaptive", parameters)
         masks: list[Mask] = []
         for progress in generator.iterate(rgb):  # one after the other: together they would keep every candidate

@@ -13,12 +13,22 @@ from small_sams import small_sam, smooth_image
 
 from rerun_loader_sam import AutomaticMaskGenerator, load_model
 from rerun_loader_sam.engine import agreement
-from rerun_loader_sam.engine.agreement import LIKENESS_IOU, Agreed, agreement_of
+from rerun_loader_sam.engine.agreement import (
+    LEAST_SHARE_INSIDE,
+    LIKENESS_IOU,
+    VIEWS,
+    Agreed,
+    AnsweredPrompts,
+    Candidates,
+    Look,
+    looks_of,
+)
 from rerun_loader_sam.engine.boxes import BoxBounds
 from rerun_loader_sam.engine.generator import TWIN_IOU
-from rerun_loader_sam.engine.geometry import Crop, point_grid
+from rerun_loader_sam.engine.geometry import Crop, crops, layer_point_grids, point_grid
 from rerun_loader_sam.engine.grid import interleaved
 from rerun_loader_sam.engine.prompting import EmbeddedCrop, Filters, SketchedPrompt, Unmade
+from rerun_loader_sam.engine.sketches import SketchGrid
 from rerun_loader_sam.masks import Mask, encode_rle
 from rerun_loader_sam.models.registry import NANO, SHIPPED_FOLDER
 
@@ -95,8 +105,13 @@ def test_agreement_is_as_defined(seed: int, monkeypatch: pytest.MonkeyPatch) -> 
     # As for grids so fine that not all fits into memory.
     monkeypatch.setattr(agreement, "_MASKS_AT_ONCE", 7)
     monkeypatch.setattr(agreement, "_PROMPTS_AT_ONCE", 4)
-    found = agreement_of(torch.cat([prompt.sketches for prompt in prompts]), prompts)
-    np.testing.assert_allclose(found.numpy(), expected.ravel(), atol=1e-5)
+    grid = SketchGrid(crop.box_xyxy, embedded.sketch_grid.cell_wh, (rows, columns))
+    candidates = Candidates(prompts, grid)
+    for some in (prompts[:6], prompts[6:]):
+        candidates.hear(AnsweredPrompts.of(some, grid))
+    is_candidate = [one is not None for prompt in prompts for one in prompt.unmade]
+    assert sum(is_candidate) > len(is_candidate) / 2
+    np.testing.assert_allclose(candidates.agreement.numpy(), expected.ravel()[is_candidate], atol=1e-5)
     assert len(np.unique(expected.round(3))) > 10
 
 
@@ -117,6 +132,118 @@ def test_what_prompts_agree_on_stays(threshold: float) -> None:
     generator = AutomaticMaskGenerator(sam, 6, 5, box_nms_thresh=0.1, agreement_thresh=threshold, **OPEN)
     points = [mask["point_coords"][0] for mask in generator.generate(image)]
     assert sorted(points) == sorted(points_xy[number // 3].tolist() for number in expected)
+
+
+def answers_of_look(sam: Sam, image: NDArray[np.uint8], look: Look) -> Pixels:
+    """Of a square crop, by upstream: sketches (P, 3, rows, columns)."""
+    x0, y0, x1, y1 = look.crop.box_xyxy
+    part = image[y0:y1, x0:x1][:, :, list(look.view.channels)]
+    if not look.view.mirrored:
+        return answers_of(sam, part, look.points_xy)[0]
+    # The last pixel of the input, not of the crop, is where the mirrored input begins.
+    last = x1 - x0 - (x1 - x0) / sam.image_encoder.img_size
+    points_xy = look.points_xy * (-1, 1) + (last, 0)
+    return answers_of(sam, part[:, ::-1], points_xy, first_column=1)[0][..., ::-1]
+
+
+Box = tuple[int, int, int, int]
+
+
+def on_grid(mask: Pixels, box_xyxy: Box, start_xy: tuple[int, int], cell: float, cells: int) -> Pixels:
+    """A square mask that covers a box, at the centres of cells by cells of a grid that starts there."""
+    found = np.zeros((cells, cells), bool)
+    own_cell = (box_xyxy[2] - box_xyxy[0]) / len(mask)
+    for row, column in np.ndindex(*found.shape):
+        x, y = start_xy[0] + (column + 0.5) * cell, start_xy[1] + (row + 0.5) * cell
+        own_row, own_column = int((y - box_xyxy[1]) // own_cell), int((x - box_xyxy[0]) // own_cell)
+        if min(own_row, own_column) >= 0 and max(own_row, own_column) < len(mask):
+            found[row, column] = mask[own_row, own_column]
+    return found
+
+
+def share_inside(mask: Pixels, box_xyxy: Box, other_xyxy: Box) -> float:
+    """Of a square mask that covers one box, the share of cells whose centres lie in another."""
+    size = (box_xyxy[2] - box_xyxy[0]) / len(mask)
+    y, x = ((np.argwhere(mask) + 0.5) * size + (box_xyxy[1], box_xyxy[0])).T
+    inside = (x >= other_xyxy[0]) & (x < other_xyxy[2]) & (y >= other_xyxy[1]) & (y < other_xyxy[3])
+    return float(inside.mean()) if len(inside) else 1.0
+
+
+def test_prompts_of_all_crops_that_see_a_mask_agree_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agreement, "CUT_OFF_TOKENS", -1)
+    sam, image, threshold = small_sam(2), smooth_image(128, 128), 0.45
+    looks = looks_of(crops(image.shape[:2], 1, 0.25), layer_point_grids(6, 1, 2), 8)  # all crops are square
+    answers = [answers_of_look(sam, image, look) for look in looks]
+    boxes = [look.crop.box_xyxy for look in looks]
+    agreements: list[tuple[float, int, int, int]] = []
+    for number, prompt, mask in ((n, *of) for n, some in enumerate(answers) for of in np.ndindex(*some.shape[:2])):
+        candidate = answers[number][prompt, mask]
+        likeness = weight = 0.0
+        for look, some, box in zip(looks, answers, boxes, strict=True):
+            if share_inside(candidate, boxes[number], box) < LEAST_SHARE_INSIDE and box != boxes[number]:
+                continue
+            cell = (box[2] - box[0]) / 8
+            seen = on_grid(candidate, boxes[number], box[:2], cell, 8)
+            for (x, y), three in zip(look.points_xy / cell, some, strict=True):
+                if seen[int(y), int(x)]:
+                    likeness += max(iou_of(seen, answer) for answer in three) / cell**2
+                    weight += 1 / cell**2
+        agreements.append((likeness / weight if weight else 0.0, number, prompt, mask))
+    expected: list[tuple[int, int, Pixels]] = []
+    cell = min(box[2] - box[0] for box in boxes) / 8
+    for value, number, prompt, mask in sorted(agreements, key=lambda one: -one[0]):
+        seen = on_grid(answers[number][prompt, mask], boxes[number], (0, 0), cell, round(128 / cell))
+        if value > threshold and all(iou_of(seen, other) <= LIKENESS_IOU for _, _, other in expected):
+            expected.append((number, prompt, seen))
+    settings = {**OPEN, "crop_n_layers": 1, "crop_n_points_downscale_factor": 2, "crop_overlap_ratio": 0.25}
+    settings |= {"agreement_thresh": threshold}
+    masks = AutomaticMaskGenerator(sam, 6, 5, **settings).generate(image)
+    found = sorted((mask["crop_box"], mask["point_coords"][0]) for mask in masks)
+    of_crops = [number for number, _, _ in expected if looks[number].crop.layer]
+    assert 2 < len(of_crops) < len(expected) < len(agreements) / 2
+    assert found == sorted(
+        ([x0, y0, x1 - x0, y1 - y0], (looks[number].points_xy[prompt] + (x0, y0)).tolist())
+        for number, prompt, _ in expected
+        for x0, y0, x1, y1 in [boxes[number]]
+    )
+
+
+def test_who_sees_what() -> None:
+    looks = looks_of(crops((90, 120), 1, 512 / 1500), layer_point_grids(6, 1, 2), 8)
+    assert [look.crop.layer for look in looks] == [0] * 4 + [1] * 8
+    assert [look.view for look in looks[:4]] == list(VIEWS)
+    assert [VIEWS.index(look.view) for look in looks[4:]] == [1, 2, 0, 3, 1, 2, 0, 3]
+    for crop in {look.crop for look in looks}:
+        points_xy = np.concatenate([look.points_xy for look in looks if look.crop == crop])
+        grid = point_grid(6 // (1 + crop.layer)) * crop.size_hw[::-1]
+        assert sorted(points_xy.tolist()) == sorted(grid.tolist())
+        assert crop.edge_margin_px == max(crop.size_hw) / 16
+
+
+def test_crops_give_no_masks_that_their_edges_cut_off() -> None:
+    sam = load_model(SHIPPED_FOLDER / NANO.file)
+    image = np.asarray(Image.open(EXAMPLE).convert("RGB"))
+    settings = {"pred_iou_thresh": 0.1, "stability_score_thresh": 0.2, "agreement_thresh": 0.4, "crop_n_layers": 1}
+    masks = AutomaticMaskGenerator(sam, 12, **settings).generate(image)
+    of_crops = [mask for mask in masks if mask["crop_box"] != [0, 0, image.shape[1], image.shape[0]]]
+    assert len(of_crops) > 3
+    near = 0
+    for mask in of_crops:
+        (x, y, width, height), (left, top, across, down) = mask["bbox"], mask["crop_box"]
+        margin = max(across, down) / 96  # half a token
+        inner = [x - left] * (left > 0) + [y - top] * (top > 0)
+        inner += [left + across - x - width] * (left + across < image.shape[1])
+        inner += [top + down - y - height] * (top + down < image.shape[0])
+        assert min(inner) > margin
+        near += min(inner) <= 20
+    assert near, "upstream's margin would have taken some"
+
+
+@pytest.mark.parametrize("side", [1, 2, 3])
+def test_a_grid_too_thin_for_crops_has_a_point_in_each(side: int) -> None:
+    settings = {**OPEN, "crop_n_layers": 1, "crop_n_points_downscale_factor": 4, "agreement_thresh": 0.1}
+    *_, last = AutomaticMaskGenerator(small_sam(2), side, **settings).iterate(smooth_image(90, 120))
+    assert last.done == last.total == side**2 + 4
 
 
 def test_the_strategy_says_nothing() -> None:
@@ -149,6 +276,9 @@ def test_a_point_in_the_corner(corner: tuple[float, float], cell_xy: tuple[int, 
     assert AutomaticMaskGenerator(small_sam(2), **settings).generate(smooth_image(128, 128)) is not None
 
 
+GRID = SketchGrid((0, 0, 8, 4), (1.0, 1.0), (4, 8))
+
+
 def a_prompt(number: int, *masks: Pixels) -> SketchedPrompt:
     bounds = BoxBounds(np.zeros(4), np.zeros(4))
     unmade: list[Unmade | None] = [Unmade(np.array([float(number), 0.0]), k, 0.5, bounds) for k in range(len(masks))]
@@ -163,7 +293,7 @@ def test_what_does_not_pass_the_filters_stands_for_nothing() -> None:
     elsewhere = np.zeros((4, 8), bool)
     elsewhere[:, 6:] = True
     agreed = Agreed(0.5)
-    agreed.compare([a_prompt(0, whole), a_prompt(1, whole), a_prompt(2, nearly), a_prompt(7, elsewhere)])
+    agreed.compare([a_prompt(0, whole), a_prompt(1, whole), a_prompt(2, nearly), a_prompt(7, elsewhere)], GRID)
     due = agreed.due()
     assert [one.point_xy[0] for one in due] == [0, 7]
     assert agreed.take(due, [None, a_mask(7)]) == [a_mask(7)]
@@ -187,11 +317,11 @@ def test_more_prompts_may_agree_on_others() -> None:
     small[:, :3] = True
     large[:, :4] = True
     agreed = Agreed(0.0)
-    agreed.compare([a_prompt(0, small), a_prompt(1, large)])
+    agreed.compare([a_prompt(0, small), a_prompt(1, large)], GRID)
     assert [one.point_xy[0] for one in agreed.due()] == [0]
     agreed.take(agreed.due(), [a_mask(0)])
     assert agreed.kept == [a_mask(0)]
-    agreed.compare([a_prompt(2, large), a_prompt(3, large)])
+    agreed.compare([a_prompt(2, large), a_prompt(3, large)], GRID)
     assert [one.point_xy[0] for one in agreed.due()] == [1]
     agreed.take(agreed.due(), [a_mask(1)])
     assert agreed.kept == [a_mask(1)]

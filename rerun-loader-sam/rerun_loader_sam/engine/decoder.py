@@ -104,6 +104,11 @@ class FoldedPrompts:
         self._image = image
         self._upscaled = upscaled
 
+    @property
+    def sketch_hw(self) -> tuple[int, int]:
+        """Rows and columns of what `FoldedPrediction.coarse_logits` gives."""
+        return self._upscaled.tokens_hw
+
     def predict(self, points_xy: Tensor) -> FoldedPrediction:
         """Several masks for each foreground point.
 

@@ -1,8 +1,9 @@
 """Everything in an image: grid prompts, filters, duplicates removed. The drop-in for upstream's generator."""
 
+import math
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Literal
 
 import numpy as np
@@ -10,7 +11,8 @@ import numpy.typing as npt
 import torch
 from segment_anything.modeling import Sam
 
-from rerun_loader_sam.engine.agreement import Agreed, agreed_masks
+from rerun_loader_sam.engine.agreement import Agreed, Look, agreed_masks, looks_of
+from rerun_loader_sam.engine.decoder import can_fold
 from rerun_loader_sam.engine.edges import EdgeFinder
 from rerun_loader_sam.engine.encoder import encode
 from rerun_loader_sam.engine.geometry import Crop, crops, layer_point_grids, resized_crop
@@ -76,9 +78,10 @@ class AutomaticMaskGenerator:
             there are no sketches, and it is `exhaustive`).
         agreement_thresh: Masks stay whose agreement is above this, 0 to 1: the mean IoU, over the prompts in a mask,
             that the likest of their answers have with it (`rerun_loader_sam.engine.agreement`). The mask with more
-            agreement stays then where masks are alike, by their pixels and not by their boxes; `strategy` says
-            nothing, and the image goes through the encoder four times. 0, as upstream, goes by predicted IoU and
-            boxes; so does a model whose decoder is not Meta's.
+            agreement stays then where masks are alike, by their pixels and not by their boxes; prompts of all crops
+            that see a mask have a say. `strategy` and `crop_nms_thresh` say nothing, and the image goes through the
+            encoder four times, each crop twice. 0, as upstream, goes by predicted IoU and boxes; so does a model
+            whose decoder is not Meta's.
         edge_radius_px: Borders of the masks that stay move to edges of the image within about so many pixels of the
             model's input (`rerun_loader_sam.engine.edges`); of masks that are nearly the same then the first stays.
             0, as upstream, leaves them as the model has them.
@@ -159,9 +162,36 @@ class AutomaticMaskGenerator:
         """
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
             raise ValueError(f"the image is {image.dtype} of shape {image.shape}, not uint8 of (H, W, 3)")
-        image_hw = (image.shape[0], image.shape[1])
-        parts = crops(image_hw, self.crop_n_layers, self.crop_overlap_ratio)
+        parts = crops(image.shape[:2], self.crop_n_layers, self.crop_overlap_ratio)
         total = sum(len(self.point_grids[part.layer]) for part in parts)
+        if self.agreement_thresh > 0 and can_fold(self.model):
+            found = yield from self._agree(image, parts, total)
+        else:
+            found = yield from self._segment(image, parts, total)
+        if self.min_mask_region_area > 0:
+            found = clean_masks(found, self.min_mask_region_area, self._cleaned_nms_thresh)
+        if self.edge_radius_px > 0:
+            found = self._on_edges(image, parts, found)
+        yield Progress("done", total, total, found)
+
+    def _agree(self, image: Pixels, parts: list[Crop], total: int) -> Generator[Progress, None, list[Mask]]:
+        """Report on all crops; returns the masks that prompts agree on, best first."""
+        agreed = Agreed(self.agreement_thresh)
+        done = 0
+        resized = cache(partial(self._resized, image))
+        with Cores(self.model.device) as cores:
+
+            def embed(look: Look) -> Generator[None, None, EmbeddedCrop]:
+                return self._embed(resized(look.crop), look.crop, image.shape[:2], cores, look.view)
+
+            looks = looks_of(parts, self.point_grids, max(self.model.prompt_encoder.image_embedding_size))
+            for answered, fresh in agreed_masks(looks, embed, self._batch_size, cores, agreed):
+                done += answered
+                yield Progress("prompts" if done else "encode", done, total, fresh)
+        return agreed.kept
+
+    def _segment(self, image: Pixels, parts: list[Crop], total: int) -> Generator[Progress, None, list[Mask]]:
+        """Report on one crop after the other; returns their masks, those of smaller crops first."""
         done = 0
         found: list[Mask] = []
         for part in parts:
@@ -171,38 +201,32 @@ class AutomaticMaskGenerator:
         if len(parts) > 1:
             scores = [1 / (mask.crop_box_xywh[2] * mask.crop_box_xywh[3]) for mask in found]
             found = [found[i] for i in suppress_duplicates(found, scores, self.crop_nms_thresh)]
-        if self.min_mask_region_area > 0:
-            found = clean_masks(found, self.min_mask_region_area, self._cleaned_nms_thresh)
-        if self.edge_radius_px > 0:
-            found = self._on_edges(image, parts, found)
-        yield Progress("done", total, total, found)
+        return found
 
     def _segment_crop(
         self, image: Pixels, crop: Crop, cores: Cores, done: int, total: int
     ) -> Generator[Progress, None, list[Mask]]:
         """Report on one crop, from `done` prompts on; returns its masks, best first."""
-        image_hw = (image.shape[0], image.shape[1])
-        look = partial(self._look, self._resized(image, crop), crop, image_hw, cores)
-        embedded = yield from reporting(look(AS_IT_IS), Progress("encode", done, total, []))
+        pieces = self._embed(self._resized(image, crop), crop, image.shape[:2], cores, AS_IT_IS)
+        embedded = yield from reporting(pieces, Progress("encode", done, total, []))
         yield Progress("encode", done, total, [])
         points = self.point_grids[crop.layer] * np.array(crop.size_hw[::-1])
-        size = self.points_per_batch
-        if embedded.device.type == "cpu":
-            size = min(size, _MAX_CPU_BATCH, max(_CPU_BATCH_TOKENS // embedded.tokens, 1))
-        found: Agreed | Standing
-        if self.agreement_thresh > 0 and embedded.can_sketch:
-            found = Agreed(self.agreement_thresh)
-            answers = agreed_masks(embedded, points, size, cores, found, look=look)
-        else:
-            found = Standing(self.box_nms_thresh)
-            masks_of = sketched_grid_masks if self.strategy == "adaptive" and embedded.can_sketch else grid_masks
-            answers = masks_of(embedded, points, size, cores, found)
-        for answered, fresh in answers:
+        standing = Standing(self.box_nms_thresh)
+        masks_of = sketched_grid_masks if self.strategy == "adaptive" and embedded.can_sketch else grid_masks
+        for answered, fresh in masks_of(embedded, points, self._batch_size, cores, standing):
             done += answered
             yield Progress("prompts", done, total, fresh)
-        return found.kept
+        return standing.kept
 
-    def _look(
+    @property
+    def _batch_size(self) -> int:
+        """Prompts that are decoded at once."""
+        if self.model.device.type != "cpu":
+            return self.points_per_batch
+        tokens: int = math.prod(self.model.prompt_encoder.image_embedding_size)
+        return min(self.points_per_batch, _MAX_CPU_BATCH, max(_CPU_BATCH_TOKENS // tokens, 1))
+
+    def _embed(
         self, resized: torch.Tensor, crop: Crop, image_hw: tuple[int, int], cores: Cores, view: View
     ) -> Generator[None, None, EmbeddedCrop]:
         """Embed a crop; yields after each piece of work."""

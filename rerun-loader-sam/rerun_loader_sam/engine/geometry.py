@@ -16,16 +16,23 @@ from rerun_loader_sam.masks import box_xywh
 Floats = npt.NDArray[np.float64]
 Box = tuple[int, int, int, int]
 
-# Boxes within this many pixels of an edge of their crop are taken to be cut off by it.
+# As upstream has it.
 CROP_EDGE_MARGIN = 20.0
 
 
 @dataclass(frozen=True, slots=True)
 class Crop:
-    """A part of the image that goes through the encoder by itself, and its layer (0: the whole image)."""
+    """A part of the image that goes through the encoder by itself.
+
+    Attributes:
+        box_xyxy: Where it lies.
+        layer: 0 is the whole image, the others are crops.
+        edge_margin_px: Boxes within so many pixels of an edge of it are taken to be cut off by it.
+    """
 
     box_xyxy: Box
     layer: int
+    edge_margin_px: float = CROP_EDGE_MARGIN
 
     @property
     def size_hw(self) -> tuple[int, int]:
@@ -48,8 +55,11 @@ def point_grid(points_per_side: int) -> Floats:
 
 
 def layer_point_grids(points_per_side: int, n_layers: int, downscale_factor: int) -> list[Floats]:
-    """A grid for the image and one for each layer of crops, thinner by `downscale_factor` from layer to layer."""
-    return [point_grid(int(points_per_side / downscale_factor**layer)) for layer in range(n_layers + 1)]
+    """A grid for the image and one for each layer of crops, thinner by `downscale_factor` from layer to layer.
+
+    The thinnest has one point: a crop without any, which upstream fails at, would be encoded for nothing.
+    """
+    return [point_grid(max(int(points_per_side / downscale_factor**layer), 1)) for layer in range(n_layers + 1)]
 
 
 def crops(image_hw: tuple[int, int], n_layers: int, overlap_ratio: float) -> list[Crop]:
@@ -90,6 +100,6 @@ def cut_off_sides(box_xyxy: Iterable[float], crop: Crop, image_hw: tuple[int, in
     """Which of the four sides of a box make it end so; see `is_cut_off`."""
     image_edges = (0, 0, image_hw[1], image_hw[0])
     return [
-        abs(side - edge) <= CROP_EDGE_MARGIN < abs(side - image_edge)
+        abs(side - edge) <= crop.edge_margin_px < abs(side - image_edge)
         for side, edge, image_edge in zip(box_xyxy, crop.box_xyxy, image_edges, strict=True)
     ]

@@ -13,6 +13,7 @@ from rerun_loader_sam.engine.boxes import BoxBounds
 from rerun_loader_sam.engine.decoder import FoldedDecoder, FoldedPrediction, FoldedPrompts, can_fold
 from rerun_loader_sam.engine.geometry import Crop, Floats, is_cut_off, model_input_hw
 from rerun_loader_sam.engine.reference import ReferenceImage, ReferencePrediction
+from rerun_loader_sam.engine.sketches import SketchGrid
 from rerun_loader_sam.engine.tracing import Tracer
 from rerun_loader_sam.engine.views import AS_IT_IS, View
 from rerun_loader_sam.masks import Mask, box_xywh
@@ -27,9 +28,9 @@ class Filters:
     stability_score_offset: float
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Unmade:
-    """A mask that is not made, as long as a better one is there that has nearly its box.
+    """A mask that is not made, as long as a better one is there that has nearly its box. None equals another.
 
     Attributes:
         point_xy: Its prompt, in pixels of the crop: float64, (2,).
@@ -120,6 +121,13 @@ class EmbeddedCrop:
     def can_sketch(self) -> bool:
         """Whether there are sketches; the plain decoder has none."""
         return isinstance(self._decoder, FoldedPrompts)
+
+    @property
+    def sketch_grid(self) -> SketchGrid:
+        """Where the logits of sketches lie; see `can_sketch`."""
+        assert isinstance(self._decoder, FoldedPrompts)  # noqa: S101  # for the type checker
+        width, height = (self._token_px / self._scale).tolist()
+        return SketchGrid(self._crop.box_xyxy, (width, height), self._decoder.sketch_hw)
 
     @torch.no_grad()
     def answer(self, points_xy: Floats, is_needless: IsNeedless | None) -> list[Made]:

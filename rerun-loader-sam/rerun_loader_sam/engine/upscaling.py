@@ -100,6 +100,11 @@ class UpscaledImage:
         self._spread = tuple(rows @ first for rows in weights.final_spread)
         self._constants = weights.final_constants @ first
 
+    @property
+    def tokens_hw(self) -> tuple[int, int]:
+        """Tokens down and across of which there are logits."""
+        return self._rows, self._columns + self._beyond
+
     def logits(
         self, factor: Tensor, weights: Tensor, values: list[Tensor], hyper: Tensor, masks: list[int]
     ) -> Tensor:
