@@ -102,11 +102,14 @@ def large_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_a_large_model_has_a_preview_by_the_small_one(run: Callable[..., Recording], large_model: Path) -> None:
+def test_a_large_model_has_a_preview_by_the_small_one(
+    run: Callable[..., Recording], large_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RERUN_SAM_CROP_N_LAYERS", "0")
     recording = run(Segmenter)
     (preview,), _ = drawn_and_cleared(recording)
     final = recording.one("/image/masks", "SegmentationImage:buffer")
-    # The same weights and as many prompts: here the preview is what comes in the end, but for the masks' numbers.
+    # The same weights and prompts: here the preview is what comes in the end, but for the masks' numbers.
     shown, stays = (np.ravel(row.data["SegmentationImage:buffer"]) for row in (preview, final))
     assert shown.any()
     assert len(np.unique([shown, stays], axis=1).T) == len(np.unique(shown)) == len(np.unique(stays))

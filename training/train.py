@@ -73,8 +73,10 @@ GENERATOR_DEFAULTS: dict[str, float | int] = {
     "pred_iou_thresh": 0.25,
     "stability_score_thresh": 0.5,
     "box_nms_thresh": 0.7,
+    "crop_n_layers": 1,
+    "crop_n_points_downscale_factor": 2,
     "min_mask_region_area": 150,
-    "agreement_thresh": 0.58,
+    "agreement_thresh": 0.6,
     "edge_radius_px": 12,
 }
 """What the automatic mask generator should use with this model; chosen with benchmarks/quality.py."""
