@@ -327,12 +327,15 @@ def test_more_prompts_may_agree_on_others() -> None:
     assert agreed.kept == [a_mask(1)]
 
 
-def test_a_model_without_sketches_goes_by_predicted_iou() -> None:
-    sam, image = small_sam(), smooth_image(90, 120)
-    sam.mask_decoder.output_upscaling.append(torch.nn.Tanh())
-    settings = {**OPEN, "box_nms_thresh": 1.0, "output_mode": "uncompressed_rle"}
+def test_a_model_without_sketches_goes_by_predicted_iou_and_boxes() -> None:
+    sam = load_model(SHIPPED_FOLDER / NANO.file)
+    sam.mask_decoder.output_upscaling.append(torch.nn.Identity())
+    image = np.asarray(Image.open(EXAMPLE).convert("RGB"))
+    filters = {"pred_iou_thresh": 0.1, "stability_score_thresh": 0.2, "min_mask_region_area": 150}
     without, with_it = (
-        AutomaticMaskGenerator(sam, 4, agreement_thresh=threshold, **settings).generate(image)
+        AutomaticMaskGenerator(
+            sam, 6, agreement_thresh=threshold, output_mode="uncompressed_rle", **filters
+        ).generate(image)
         for threshold in (0.0, 0.9)
     )
     assert len(without) > 2

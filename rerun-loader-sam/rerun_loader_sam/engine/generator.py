@@ -164,7 +164,7 @@ class AutomaticMaskGenerator:
             raise ValueError(f"the image is {image.dtype} of shape {image.shape}, not uint8 of (H, W, 3)")
         parts = crops(image.shape[:2], self.crop_n_layers, self.crop_overlap_ratio)
         total = sum(len(self.point_grids[part.layer]) for part in parts)
-        if self.agreement_thresh > 0 and can_fold(self.model):
+        if self._is_by_agreement:
             found = yield from self._agree(image, parts, total)
         else:
             found = yield from self._segment(image, parts, total)
@@ -235,9 +235,14 @@ class AutomaticMaskGenerator:
         return EmbeddedCrop(self.model, embedding, crop, image_hw, filters, view=view)
 
     @property
+    def _is_by_agreement(self) -> bool:
+        """Whether masks are chosen so; without sketches they cannot be."""
+        return self.agreement_thresh > 0 and can_fold(self.model)
+
+    @property
     def _cleaned_nms_thresh(self) -> float:
         """The box IoU above which masks go once they are cleaned."""
-        if self.agreement_thresh > 0:
+        if self._is_by_agreement:
             # a thing and what takes up most of it have about the same box: where prompts agree on both, both stay
             return 1.0
         return max(self.box_nms_thresh, self.crop_nms_thresh)
