@@ -45,6 +45,23 @@ class TestDeclining:
         (tmp_path / "notes.txt").write_text("hello")
         assert load(tmp_path, "--recording-id", "r").returncode == 66
 
+    @pytest.mark.parametrize(("kind", "says"), [("text", "no image and no folder"), ("pipe", "`rerun-loader-sam -`")])
+    def test_a_person_is_told_why(self, kind: str, says: str, tmp_path: Path) -> None:
+        path = tmp_path / "photo.jpg"
+        if kind == "pipe":
+            os.mkfifo(path)
+        else:
+            path.write_text("hello")
+        terminal, end = pty.openpty()
+        outcome = subprocess.run([LOADER, path], stdout=subprocess.PIPE, stderr=end, timeout=120, check=False)
+        os.close(end)
+        assert (outcome.returncode, outcome.stdout) == (66, b"")
+        (line,) = os.read(terminal, 1000).decode().splitlines()
+        os.close(terminal)
+        assert line.startswith(f"rerun-loader-sam: {path} ")
+        assert says in line
+        assert line.endswith("; left alone")
+
     def test_nothing_but_the_standard_library_is_imported_to_decline(self, tmp_path: Path) -> None:
         path = tmp_path / "notes.txt"
         path.write_text("hello")

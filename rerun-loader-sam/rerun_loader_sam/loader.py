@@ -6,7 +6,7 @@ At the top only what costs next to nothing is imported: most files are not ours,
 import os
 import sys
 
-from rerun_loader_sam.sniff import OTHER, kind_of
+from rerun_loader_sam.sniff import OTHER, is_pipe_or_device, kind_of
 
 NOT_MINE = 66  # of the protocol: a loader that does not know this kind of file
 ERROR = 1
@@ -35,7 +35,7 @@ def main() -> None:
             sys.exit(ERROR)
         if kind == OTHER:
             if sys.stderr is not None and sys.stderr.isatty():
-                say(f"{arguments[0]} is no image and no folder that holds one; left alone")
+                say(f"{arguments[0]} {_why_not_ours(arguments[0])}; left alone")
             sys.exit(NOT_MINE)
         if _is_for_worker(arguments):
             from rerun_loader_sam.worker.client import can_open, hand_over, segment_order
@@ -47,6 +47,12 @@ def main() -> None:
     from rerun_loader_sam.command import run
 
     sys.exit(run(arguments))
+
+
+def _why_not_ours(path: str) -> str:
+    if is_pipe_or_device(path):
+        return "is a pipe or a device (pipe an image into `rerun-loader-sam -` instead)"
+    return "is no image and no folder that holds one"
 
 
 def _is_for_worker(arguments: "list[str]") -> bool:

@@ -97,6 +97,11 @@ def _is_regular(status: os.stat_result) -> bool:
     return status.st_mode & 0o170000 == 0o100000
 
 
+def is_pipe_or_device(path: str) -> bool:
+    """Whether `path` is neither a file nor a folder. Raises OSError where there is nothing."""
+    return not os.path.isdir(path) and not _is_regular(os.stat(path))
+
+
 def has_image_name(path: str) -> bool:
     """Whether the name alone promises an image: decides who reports a file that cannot be opened."""
     return path.lower().endswith(_EXTENSIONS)
