@@ -46,6 +46,15 @@ def test_pipes_and_devices_are_never_opened(tmp_path: Path) -> None:
     assert sniff.kind_of("/dev/zero") == sniff.OTHER
 
 
+def test_what_is_a_pipe_or_a_device_is_told_without_an_error(tmp_path: Path) -> None:
+    pipe, file = tmp_path / "pipe", tmp_path / "file"
+    os.mkfifo(pipe)
+    file.write_text("hello")
+    assert [sniff.is_pipe_or_device(str(path)) for path in (pipe, Path("/dev/zero"))] == [True, True]
+    for path in (file, tmp_path, tmp_path / "missing", file / "below"):
+        assert not sniff.is_pipe_or_device(str(path))
+
+
 def test_a_folder_counts_by_its_images(tmp_path: Path) -> None:
     (tmp_path / "deep" / "er").mkdir(parents=True)
     (tmp_path / "notes.txt").write_text("no image")

@@ -98,8 +98,8 @@ def _is_regular(status: os.stat_result) -> bool:
 
 
 def is_pipe_or_device(path: str) -> bool:
-    """Whether `path` is neither a file nor a folder. Raises OSError where there is nothing."""
-    return not os.path.isdir(path) and not _is_regular(os.stat(path))
+    """Whether there is something at `path` that is neither a file nor a folder, as far as can be seen."""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
 def has_image_name(path: str) -> bool:
