@@ -15,6 +15,7 @@ Answers are compared as sketches, one logit of sixteen, and by their pixels: a t
 often have the same box.
 """
 
+import itertools
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, replace
 
@@ -85,7 +86,7 @@ def looks_of(crops: Iterable[Crop], grids: list[Floats], tokens_per_side: int) -
     looks: list[Look] = []
     for number, whole in enumerate(crops):
         crop = replace(whole, edge_margin_px=CUT_OFF_TOKENS * max(whole.size_hw) / tokens_per_side)
-        points_xy = interleaved(grids[crop.layer] * np.array(crop.size_hw[::-1]))
+        points_xy = interleaved(crop.points_xy(grids[crop.layer]))
         views = VIEWS_OF_CROPS[number % len(VIEWS_OF_CROPS)] if crop.layer else VIEWS
         parts = batches_of(points_xy, max(-(-len(points_xy) // len(views)), 1))
         looks += [Look(crop, view, part) for view, part in zip(views, parts, strict=False)]
@@ -154,18 +155,15 @@ class Agreed:
         """Add prompts that see the same, and look at what all of them agree on now.
 
         Args:
-            prompts: What they are answered with.
+            prompts: What they are answered with, one or more.
             grid: Where the logits of their sketches lie.
         """
-        if not prompts:
-            return
-        answers = AnsweredPrompts.of(prompts, grid)
-        for candidates in self._candidates:
-            candidates.hear(answers)
+        answers, candidates = AnsweredPrompts.of(prompts, grid), Candidates(prompts, grid)
+        for earlier in self._candidates:
+            earlier.hear(answers)
         self._asked.append(answers)
-        candidates = Candidates(prompts, grid)
-        for answers in self._asked:
-            candidates.hear(answers)
+        for heard in self._asked:
+            candidates.hear(heard)
         self._candidates.append(candidates)
         self._choose()
 
@@ -185,21 +183,18 @@ class Agreed:
         """Sort by agreement what is agreed on, and sketch it on one grid, the finest that there is."""
         whole = self._candidates[0].grid
         grid = whole.of_cells(min((some.grid for some in self._candidates), key=lambda some: some.cell_area).cell_wh)
-        agreement = torch.cat([some.agreement for some in self._candidates]).numpy()
-        is_agreed = agreement > self._threshold
-        unmade = [one for some in self._candidates for one in some.unmade]
-        best_first = np.argsort(-agreement, kind="stable")
-        best_first = best_first[is_agreed[best_first]]
-        of_each = np.split(is_agreed, np.cumsum([len(some.unmade) for some in self._candidates])[:-1])
-        sketches = torch.cat(
-            [
-                some.grid.resampled(some.sketches[torch.from_numpy(agreed)], grid)
-                for some, agreed in zip(self._candidates, of_each, strict=True)
-            ]
-        )
-        place = np.cumsum(is_agreed) - 1
-        self._chosen = [unmade[number] for number in best_first]
-        self._sketches = sketches[torch.from_numpy(place[best_first])].flatten(1).float()
+        agreements: list[Tensor] = []
+        sketches: list[Tensor] = []
+        unmade: list[Unmade] = []
+        for some in self._candidates:
+            agreement = some.agreement
+            stays = agreement > self._threshold
+            agreements.append(agreement[stays])
+            sketches.append(some.grid.resampled(some.sketches[stays], grid))
+            unmade += itertools.compress(some.unmade, stays.tolist())
+        best_first = torch.cat(agreements).argsort(descending=True, stable=True)
+        self._chosen = [unmade[number] for number in best_first.tolist()]
+        self._sketches = torch.cat(sketches)[best_first].flatten(1).float()
         self._likeness.clear()
 
     def _agreed(self) -> list[Unmade]:

@@ -210,7 +210,7 @@ class AutomaticMaskGenerator:
         pieces = self._embed(self._resized(image, crop), crop, image.shape[:2], cores, AS_IT_IS)
         embedded = yield from reporting(pieces, Progress("encode", done, total, []))
         yield Progress("encode", done, total, [])
-        points = self.point_grids[crop.layer] * np.array(crop.size_hw[::-1])
+        points = crop.points_xy(self.point_grids[crop.layer])
         standing = Standing(self.box_nms_thresh)
         masks_of = sketched_grid_masks if self.strategy == "adaptive" and embedded.can_sketch else grid_masks
         for answered, fresh in masks_of(embedded, points, self._batch_size, cores, standing):

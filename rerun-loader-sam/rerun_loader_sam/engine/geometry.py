@@ -45,6 +45,11 @@ class Crop:
         """The box in upstream's output convention."""
         return box_xywh(self.box_xyxy)
 
+    def points_xy(self, grid: Floats) -> Floats:
+        """Points of a grid over the unit square, (P, 2), in pixels of the crop."""
+        placed: Floats = grid * np.array(self.size_hw[::-1])
+        return placed
+
 
 def point_grid(points_per_side: int) -> Floats:
     """The centres of a square grid over the unit square, row by row: float64, (points_per_side ** 2, 2)."""

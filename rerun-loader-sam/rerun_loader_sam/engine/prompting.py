@@ -94,8 +94,7 @@ class EmbeddedCrop:
     ) -> None:
         long_side: int = sam.image_encoder.img_size
         input_hw = model_input_hw(crop.size_hw, long_side)
-        self.device: torch.device = embedding.device
-        self.tokens: int = embedding.shape[-2] * embedding.shape[-1]
+        self._device: torch.device = embedding.device
         self._crop = crop
         self._image_hw = image_hw
         self._filters = filters
@@ -223,7 +222,7 @@ class EmbeddedCrop:
 
     def _as_input(self, points_xy: Floats) -> Tensor:
         seen_xy = self._view.points(points_xy * self._scale, self._input_w, self._token_px)
-        return torch.from_numpy(seen_xy.astype(np.float32)).to(self.device)
+        return torch.from_numpy(seen_xy.astype(np.float32)).to(self._device)
 
     def _passing(self, scores: list[float]) -> list[int]:
         """Which of a prompt's masks pass the filter of predicted IoU."""
