@@ -34,6 +34,7 @@ def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("RERUN_SAM_MODEL", "nano")
     monkeypatch.setenv("RERUN_SAM_DOWNLOAD", "never")
     monkeypatch.setenv("RERUN_SAM_POINTS_PER_SIDE", "6")
+    monkeypatch.setenv("RERUN_SAM_CROP_N_LAYERS", "0")
     # A viewer asks once whether it may send statistics; a test has no say in that.
     monkeypatch.setenv("DO_NOT_TRACK", "1")
     yield home

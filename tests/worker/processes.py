@@ -44,6 +44,16 @@ def wait_until(what: Callable[[], object], describe: Callable[[], object] = lamb
         time.sleep(0.02)
 
 
+def least(count: Callable[[], int]) -> int:
+    """The least that `count` gives within a second: what was just used is let go a moment later."""
+    deadline = time.monotonic() + 1.0
+    found = count()
+    while time.monotonic() < deadline:
+        found = min(found, count())
+        time.sleep(0.02)
+    return found
+
+
 def load(*arguments: str | Path) -> "subprocess.CompletedProcess[bytes]":
     """Run a loader to its end."""
     return subprocess.run([LOADER, *map(str, arguments)], capture_output=True, timeout=PATIENCE_S, check=False)
@@ -54,6 +64,15 @@ def status() -> dict[str, object]:
     answer = worker_status()
     assert answer is not None, "no worker is running"
     return answer
+
+
+def held(pid: int) -> list[str]:
+    """What a process has open; a worker is not asked, for that takes a connection."""
+    found = []
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.append(str(descriptor.readlink()))
+    return sorted(found)
 
 
 def worker_pids() -> set[int]:

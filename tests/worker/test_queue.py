@@ -40,7 +40,7 @@ class TestOrder:
         self, tmp_path: Path, photos: list[Path], start: Start
     ) -> None:
         folder = tmp_path / "folder"
-        make_photos(folder, 12)
+        make_photos(folder, 24)
         whole = start(folder)
         whole.read_image()
         single = start(photos[0])

@@ -8,7 +8,6 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from processes import PATIENCE_S, status, wait_until
+from processes import PATIENCE_S, held, least, status, wait_until
 
 from rerun_loader_sam.sniff import iter_images
 from rerun_loader_sam.worker.address import socket_path
@@ -126,7 +125,7 @@ def serve(photo: Path) -> None:
 @pytest.mark.usefixtures("user", "worker")
 @pytest.mark.parametrize("examples", [60, pytest.param(3000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
 def test_any_message_harms_nobody(examples: int, photos: list[Path]) -> None:
-    pid = status()["pid"]
+    pid = int(str(status()["pid"]))
     serve(photos[0])
     outcomes = {"served": 0}
 
@@ -143,7 +142,7 @@ def test_any_message_harms_nobody(examples: int, photos: list[Path]) -> None:
         serve(photos[0])
         outcomes["served"] += 1
 
-    fewest_held = min(len(held(pid)) for _ in looks(1.0))
+    fewest_held = least(lambda: len(held(pid)))
     say()
     assert status()["pid"] == pid
     assert outcomes["served"] >= examples
@@ -179,20 +178,3 @@ def test_folders_are_looked_through_while_somebody_waits() -> None:
     finally:
         enough.set()
         other.join()
-
-
-def held(pid: int) -> list[str]:
-    """What the worker has open; the worker is not asked, for that takes a connection."""
-    found = []
-    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            found.append(str(descriptor.readlink()))
-    return sorted(found)
-
-
-def looks(duration_s: float) -> Iterator[None]:
-    """Now and then, for a while: connections that were just answered are closed a moment later."""
-    deadline = time.monotonic() + duration_s
-    while time.monotonic() < deadline:
-        yield
-        time.sleep(0.02)
