@@ -1,5 +1,6 @@
 """The checkpoint in the package, through the engine's loader, upstream's predictor and upstream's generator."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from segment_anything.modeling import Sam
 
 import rerun_loader_sam
 from rerun_loader_sam.engine.checkpoint import load_model
+from rerun_loader_sam.engine.generator import AutomaticMaskGenerator
 from rerun_loader_sam.models.registry import checkpoint_generator_parameters
 
 SHIPPED = Path(rerun_loader_sam.__file__).parent / "weights" / "nano.safetensors"
@@ -95,3 +97,11 @@ def test_upstream_generator_finds_everything(nano: Sam) -> None:
     ).generate(image)
     for mask in masks:
         assert max(iou(record["segmentation"], mask) for record in records) > 0.8
+
+
+@pytest.mark.parametrize("size_hw", [(1, 1), (1, 7), (3, 2), (2, 900)])
+def test_images_of_a_few_pixels_are_segmented_with_its_settings(nano: Sam, size_hw: tuple[int, int]) -> None:
+    parameters = dataclasses.asdict(checkpoint_generator_parameters(SHIPPED))
+    generator = AutomaticMaskGenerator(nano, **parameters | {"points_per_side": 4})
+    for record in generator.generate(np.full((*size_hw, 3), 90, np.uint8)):
+        assert record["segmentation"].shape == size_hw

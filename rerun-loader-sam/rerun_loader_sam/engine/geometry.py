@@ -68,7 +68,10 @@ def layer_point_grids(points_per_side: int, n_layers: int, downscale_factor: int
 
 
 def crops(image_hw: tuple[int, int], n_layers: int, overlap_ratio: float) -> list[Crop]:
-    """The image, then for each layer its 2**layer x 2**layer overlapping crops, as upstream cuts them."""
+    """The image, then for each layer its 2**layer x 2**layer overlapping crops, as upstream cuts them.
+
+    Of an image of a few pixels there are fewer: a crop beyond its edge, at which upstream fails, shows nothing.
+    """
     height, width = image_hw
     found = [Crop((0, 0, width, height), 0)]
     for layer in range(1, n_layers + 1):
@@ -79,7 +82,8 @@ def crops(image_hw: tuple[int, int], n_layers: int, overlap_ratio: float) -> lis
         for column in range(per_side):
             for row in range(per_side):
                 x0, y0 = (crop_w - overlap) * column, (crop_h - overlap) * row
-                found.append(Crop((x0, y0, min(x0 + crop_w, width), min(y0 + crop_h, height)), layer))
+                if x0 < width and y0 < height:
+                    found.append(Crop((x0, y0, min(x0 + crop_w, width), min(y0 + crop_h, height)), layer))
     return found
 
 
