@@ -96,7 +96,8 @@ def looks_of(crops: Iterable[Crop], grids: list[Floats], tokens_per_side: int) -
 def agreed_masks(looks: list[Look], embed: Embed, batch_size: int, cores: Cores, agreed: "Agreed") -> Answers:
     """How many prompts are answered and the masks that those so far agree on, batch by batch.
 
-    More prompts may agree on others: what stays is in `agreed` at the end.
+    More prompts may agree on others: what stays is in `agreed` at the end. Masks come when the number of looks has
+    doubled, for each time takes some that do not stay.
 
     Args:
         looks: All prompts.
@@ -106,7 +107,7 @@ def agreed_masks(looks: list[Look], embed: Embed, batch_size: int, cores: Cores,
         agreed: Where the masks go.
     """
     asked: dict[Unmade, EmbeddedCrop] = {}
-    for look in looks:
+    for number, look in enumerate(looks, start=1):
         embedded = yield from reporting(embed(look), (0, []))
         batches = batches_of(look.points_xy, batch_size)
         answered: list[SketchedPrompt] = []
@@ -115,6 +116,8 @@ def agreed_masks(looks: list[Look], embed: Embed, batch_size: int, cores: Cores,
             yield len(batch), []
         asked |= {one: embedded for prompt in answered for one in prompt.unmade if one}
         agreed.compare(answered, embedded.sketch_grid)
+        if number.bit_count() > 1 and number < len(looks):
+            continue
         while due := agreed.due():
             parts = [
                 (seen, part)
@@ -145,6 +148,7 @@ class Agreed:
         self._sketches = torch.zeros(0)
         self._likeness: dict[int, npt.NDArray[np.float32]] = {}
         self._made: dict[Unmade, Mask | None] = {}
+        self._has_news = False
 
     @property
     def kept(self) -> list[Mask]:
@@ -152,7 +156,7 @@ class Agreed:
         return [mask for one in self._agreed() if (mask := self._made.get(one))]
 
     def compare(self, prompts: list[SketchedPrompt], grid: SketchGrid) -> None:
-        """Add prompts that see the same, and look at what all of them agree on now.
+        """Add prompts that see the same.
 
         Args:
             prompts: What they are answered with, one or more.
@@ -165,7 +169,7 @@ class Agreed:
         for heard in self._asked:
             candidates.hear(heard)
         self._candidates.append(candidates)
-        self._choose()
+        self._has_news = True
 
     def due(self) -> list[Unmade]:
         """What is agreed on and neither made nor tried, sorted by its prompts."""
@@ -196,9 +200,12 @@ class Agreed:
         self._chosen = [unmade[number] for number in best_first.tolist()]
         self._sketches = torch.cat(sketches)[best_first].flatten(1).float()
         self._likeness.clear()
+        self._has_news = False
 
     def _agreed(self) -> list[Unmade]:
         """Best first, without likenesses of better ones; those that did not pass the filters stand for nothing."""
+        if self._has_news:
+            self._choose()
         left = np.array([i for i, one in enumerate(self._chosen) if self._made.get(one, one)], int)
         found: list[Unmade] = []
         while len(left):
