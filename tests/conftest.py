@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,12 @@ from rerun_loader_sam.worker.control import stop_worker
 from sdks import Sdk, install_sdk
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "coffee.jpg"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """What a shell has in the background ignores Ctrl-C, and so would the programs that tests start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -246,12 +246,15 @@ class TestStandardInput:
                 [LOADER, "-"], stdin=file, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
             )
         assert process.stdout is not None
-        assert process.stdout.read(4) == b"RRF2"
-        if number == signal.SIGINT:
-            os.killpg(process.pid, number)  # as a terminal does
-        else:
-            process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
+        try:
+            assert process.stdout.read(4) == b"RRF2"
+            if number == signal.SIGINT:
+                os.killpg(process.pid, number)  # as a terminal does
+            else:
+                process.send_signal(number)
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
         assert process.returncode == 128 + number
         assert errors == b""
 
