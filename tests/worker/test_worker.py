@@ -140,6 +140,18 @@ class TestOneForAll:
         opened = {str(Path(f"/proc/{pid}/fd/{number}").readlink()) for number in (0, 1, 2)}
         assert opened == {os.devnull, str(log_path())}
 
+    @pytest.mark.parametrize("policy", [None, "ACTIVE"])
+    def test_its_threads_sleep_while_they_wait_unless_a_person_says_otherwise(
+        self, policy: str | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+        if policy is not None:
+            monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+        start_worker().close()
+        (pid,) = worker_pids()
+        environ = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        assert f"OMP_WAIT_POLICY={policy or 'PASSIVE'}".encode() in environ
+
     def test_its_files_are_for_the_user_alone(self, photos: list[Path]) -> None:
         load(photos[0])
         assert Path(socket_path()).stat().st_mode & 0o077 == 0

@@ -46,8 +46,14 @@ def start_worker() -> socket.socket:
 
 
 def _spawn(lock: IO[bytes]) -> socket.socket:
-    # One heap for all threads: what one has freed serves the others, so that it need not grow.
-    environ = {"MALLOC_ARENA_MAX": "1", **engine_env(os.environ)}
+    environ = {
+        # One heap for all threads: what one has freed serves the others, so that it need not grow.
+        "MALLOC_ARENA_MAX": "1",
+        # Torch's threads wait for one another asleep: on a core that another program uses too, one that waits awake
+        # takes its time from the one that it waits for, and an image takes ten times as long.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        **engine_env(os.environ),
+    }
     environ.pop("RERUN", None)  # it would switch logging off
     with _open_log() as log:
         process = subprocess.Popen(
