@@ -16,11 +16,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from startup import new_user, seconds
+from rerun_loader_sam.worker.control import stop_worker
+from startup import become, new_user, seconds_to_image
 from twenty import make_photographs
-
-LOADER = str(Path(sys.executable).parent / "rerun-loader-sam")
-RERUN_SAM = str(Path(sys.executable).parent / "rerun-sam")
 
 
 @contextlib.contextmanager
@@ -48,15 +46,16 @@ def main() -> None:
         folder = Path(name)
         (photograph,) = make_photographs(folder, 1, arguments.width)
         environ = new_user(folder) | {"RERUN_SAM_CACHE_MIB": "0"}
-        command = [LOADER, str(photograph)]
+        become(environ)
+        command = [str(Path(sys.executable).parent / "rerun-loader-sam"), str(photograph)]
         try:
-            seconds(command, environ)  # starts the worker
+            seconds_to_image(command, environ)  # starts the worker
             for count in arguments.busy:
                 with busy_programs(count):
-                    times = [seconds(command, environ) for _ in range(arguments.runs)]
+                    times = [seconds_to_image(command, environ)[1] for _ in range(arguments.runs)]
                 rows.append({"busy_programs": count, "median_s": statistics.median(times), "slowest_s": max(times)})
         finally:
-            subprocess.run([RERUN_SAM, "worker", "stop"], env=environ, stdout=subprocess.DEVNULL, check=False)
+            stop_worker()
     if arguments.json:
         print(json.dumps({"cores": os.cpu_count(), "runs": arguments.runs, "rows": rows}, indent=2))
         return

@@ -102,10 +102,7 @@ def large_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_a_large_model_has_a_preview_by_the_small_one(
-    run: Callable[..., Recording], large_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RERUN_SAM_CROP_N_LAYERS", "0")
+def test_a_large_model_has_a_preview_by_the_small_one(run: Callable[..., Recording], large_model: Path) -> None:
     recording = run(Segmenter)
     (preview,), _ = drawn_and_cleared(recording)
     final = recording.one("/image/masks", "SegmentationImage:buffer")

@@ -16,7 +16,6 @@ from sdks import NEWEST, Sdk
 # Few prompts, and masks from whatever model is shipped: which masks is not the question here.
 QUICK = {
     "RERUN_SAM_POINTS_PER_SIDE": "4",
-    "RERUN_SAM_CROP_N_LAYERS": "0",
     "RERUN_SAM_PRED_IOU_THRESH": "0.2",
     "RERUN_SAM_STABILITY_SCORE_THRESH": "0.4",
 }

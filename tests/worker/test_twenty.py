@@ -49,7 +49,7 @@ def test_all_of_them_complete(
         try:
             wait_until(lambda: out.exists() and count_of_complete(out, sdk(NEWEST)) == COUNT)
         finally:
-            saving.terminate()  # not SIGINT, which is ignored in what a shell has in the background
+            saving.terminate()
             saving.wait()
     finally:
         viewer.kill()
